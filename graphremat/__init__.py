@@ -1,0 +1,51 @@
+"""graphremat: a ``torch.compile`` backend that keeps the peak memory of a training step under a budget in bytes.
+
+>>> import graphremat
+>>> graphremat.__version__
+'0.1.0'
+
+Importing this package does not import torch: the planner in :mod:`graphremat.passes` runs without it. The names that
+need torch are loaded when they are first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from graphremat.errors import BudgetInfeasible, GraphrematError, OptionError, PlanningError, VerificationError
+
+if TYPE_CHECKING:
+    from graphremat.backend import graphremat as backend
+    from graphremat.report import Report, last_report, reports
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "backend": ("graphremat.backend", "graphremat"),
+    "Report": ("graphremat.report", "Report"),
+    "last_report": ("graphremat.report", "last_report"),
+    "reports": ("graphremat.report", "reports"),
+}
+
+__all__ = [
+    "BudgetInfeasible",
+    "GraphrematError",
+    "OptionError",
+    "PlanningError",
+    "Report",
+    "VerificationError",
+    "__version__",
+    "backend",
+    "last_report",
+    "reports",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        module, attribute = _LAZY[name]
+        return getattr(import_module(module), attribute)
+    raise AttributeError(f"module 'graphremat' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
