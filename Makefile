@@ -1,0 +1,54 @@
+# Everything runs in a virtual environment of its own, which is made on first use.
+#
+#   make demo                        train a small language model under four memory budgets
+#   make test                        the tests
+#   make check                       what CI runs: format, lint, types, tests and doctests
+#   make test TORCH='torch==2.13.0'  with another version of torch (VENV=... keeps the environments apart)
+
+PYTHON ?= python3
+TORCH ?= torch>=2.13,<2.16
+VENV ?= .venv
+PYTEST_ARGS ?=
+
+RUN := $(VENV)/bin/python
+# Installed once for each state of pyproject.toml and each requirement of torch.
+STAMP := $(VENV)/.installed-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format bench clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf '%-8s %s\n' "$$name" "$$text"; done
+
+setup: $(STAMP)  ## make the environment and install graphremat and its tools into it
+
+$(STAMP): pyproject.toml
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10) and "graphremat needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": say make PYTHON=python3.11, for example")'
+	'$(PYTHON)' -m venv '$(VENV)'
+	@rm -f '$(VENV)'/.installed-*
+	$(RUN) -m pip install --quiet --disable-pip-version-check '$(TORCH)' --editable '.[dev]'
+	@touch '$@'
+
+demo: setup  ## train a small language model at the fastest plan and under three tighter budgets
+	$(RUN) -m graphremat demo
+
+test: setup  ## run the tests and the doctests
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+check: setup  ## what CI runs: format, lint, types, tests and doctests
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest $(PYTEST_ARGS)
+
+format: setup  ## format the code and mend what the linter can mend
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+bench: setup  ## measure whether the budgets are kept on the small networks
+	$(RUN) -m bench.keep_budget --size tiny
+
+clean:  ## remove the environment and what tools left behind
+	rm -rf '$(VENV)' build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './.git/*' -prune -exec rm -rf {} +
