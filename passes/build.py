@@ -1,0 +1,193 @@
+"""From the joint graph to the torch-free problem, with a side table back to the nodes. Knows FX."""
+
+import operator
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.fx as fx
+
+from graphremat.passes import torch_private as private
+from graphremat.passes.classify import JointGraph
+from graphremat.passes.costs import CostModel
+from graphremat.passes.problem import Builder, Holder, Kind, Op, Phase, Problem
+
+SizeHint = Callable[[object], int]
+"""Turns a size, which may be symbolic, into a number."""
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """Which node an op or a value of the problem comes from."""
+
+    op_node: tuple[fx.Node, ...]
+    value_node: tuple[fx.Node | None, ...]
+    """None for a result of a multi-output op that nothing reads."""
+    value_of: dict[fx.Node, int]
+    op_of: dict[fx.Node, int]
+
+
+def build_problem(joint: JointGraph, costs: CostModel, *, fuses: bool, size_hint: SizeHint) -> tuple[Problem, Index]:
+    """Describe the joint graph as a :class:`Problem`.
+
+    Args:
+        joint: the classified joint graph.
+        costs: seconds of an op.
+        fuses: whether the lowering joins ops into kernels (Inductor does, ``aot_eager`` does not).
+        size_hint: evaluates symbolic sizes.
+    """
+    reader = _Reader(joint, costs, fuses, size_hint)
+    for node in joint.module.graph.nodes:
+        reader.read(node)
+    return reader.finish()
+
+
+class _Reader:
+    def __init__(self, joint: JointGraph, costs: CostModel, fuses: bool, size_hint: SizeHint) -> None:
+        self._joint = joint
+        self._costs = costs
+        self._fuses = fuses
+        self._hint = size_hint
+        self._builder = Builder(fuses=fuses)
+        self._value_of: dict[fx.Node, int] = {}
+        self._results: dict[fx.Node, list[int]] = {}
+        """Values of a multi-output op by position; -1 for what is not a tensor."""
+        self._value_node: dict[int, fx.Node] = {}
+        self._op_node: list[fx.Node] = []
+        self._storage_of: dict[int, int] = {}
+        self._values = 0
+
+    def read(self, node: fx.Node) -> None:
+        val = node.meta.get("val")
+        if node.op in ("placeholder", "get_attr"):
+            if isinstance(val, torch.Tensor):
+                tangent = node.op == "placeholder" and "tangents" in str(node.target)
+                holder = Holder.ENGINE if tangent else Holder.CALLER
+                storage = self._builder.storage(node.name, tensor_bytes(val, self._hint), holder)
+                self._add_value(node, storage, val)
+        elif node.op == "call_function":
+            self._read_call(node, val)
+
+    def _read_call(self, node: fx.Node, val: object) -> None:
+        if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and node.args[0] in self._results:
+            position = node.args[1]
+            value = self._results[node.args[0]][position] if isinstance(position, int) else -1
+            if value >= 0:
+                self._value_of[node] = value
+                self._value_node[value] = node
+            return
+        if private.is_sym_node(node):
+            return
+        reads = self._reads(node)
+        cost = self._costs.price(node)
+        if cost.kind is Kind.VIEW and reads and isinstance(val, torch.Tensor):
+            storage = self._builder.storage_of(reads[0])
+            writes = [self._add_value(node, storage, val)]
+            kind = Kind.VIEW
+        else:
+            kind = cost.kind if self._fuses else Kind.KERNEL
+            kind = Kind.KERNEL if kind is Kind.VIEW else kind
+            writes = self._write(node, val)
+        phase = self._joint.phases[node]
+        self._builder.add(
+            Op(
+                name=node.name,
+                target=str(node.target),
+                reads=tuple(dict.fromkeys(reads)),
+                writes=tuple(writes),
+                kind=kind,
+                phase=phase,
+                seconds=cost.seconds,
+                fused_seconds=min(cost.fused_seconds, cost.seconds),
+                flops=cost.flops,
+                reads_many=cost.heavy,
+                keep=self._joint.keep.get(node, ""),
+                unsavable=self._joint.unsavable.get(node, ""),
+            )
+        )
+        self._op_node.append(node)
+
+    def _reads(self, node: fx.Node) -> list[int]:
+        reads: list[int] = []
+        for operand in node.all_input_nodes:
+            if operand in self._value_of:
+                reads.append(self._value_of[operand])
+            elif operand in self._results:
+                reads.extend(v for v in self._results[operand] if v >= 0)
+        return reads
+
+    def _write(self, node: fx.Node, val: object) -> list[int]:
+        if isinstance(val, torch.Tensor):
+            return [self._add_value(node, self._builder.storage(node.name, tensor_bytes(val, self._hint)), val)]
+        if isinstance(val, (tuple, list)):
+            results = []
+            for position, part in enumerate(val):
+                if isinstance(part, torch.Tensor):
+                    name = f"{node.name}.{position}"
+                    storage = self._builder.storage(name, tensor_bytes(part, self._hint))
+                    results.append(self._builder.value(name, storage, label=tensor_label(part, self._hint)))
+                    self._values += 1
+                else:
+                    results.append(-1)
+            self._results[node] = results
+            return [v for v in results if v >= 0]
+        return []
+
+    def _add_value(self, node: fx.Node, storage: int, val: torch.Tensor) -> int:
+        module, source = origin_of(node)
+        value = self._builder.value(
+            node.name, storage, label=tensor_label(val, self._hint), module=module, source=source
+        )
+        self._values += 1
+        self._value_of[node] = value
+        self._value_node[value] = node
+        return value
+
+    def finish(self) -> tuple[Problem, Index]:
+        (output,) = self._joint.module.graph.find_nodes(op="output")
+        results = list(output.args[0])
+        split = self._joint.num_forward_outputs
+        problem = self._builder.build(self._tensors(results[:split]), self._tensors(results[split:]))
+        index = Index(
+            op_node=tuple(self._op_node),
+            value_node=tuple(self._value_node.get(v) for v in range(self._values)),
+            value_of=self._value_of,
+            op_of={node: i for i, node in enumerate(self._op_node)},
+        )
+        return problem, index
+
+    def _tensors(self, nodes: list[object]) -> list[int]:
+        found = [self._value_of[n] for n in nodes if isinstance(n, fx.Node) and n in self._value_of]
+        return list(dict.fromkeys(found))
+
+
+def tensor_bytes(val: torch.Tensor, size_hint: SizeHint) -> int:
+    """Bytes of the storage that a freshly made ``val`` takes: up to its last element, strides counted."""
+    if val.layout is not torch.strided:
+        return 0
+    last = 0
+    for size, stride in zip(val.shape, val.stride(), strict=True):
+        extent = size_hint(size)
+        if extent == 0:
+            return 0
+        last += (extent - 1) * size_hint(stride)
+    return (last + 1) * val.dtype.itemsize
+
+
+def tensor_label(val: torch.Tensor, size_hint: SizeHint) -> str:
+    """Dtype and shape in short, as ``f32[4, 256]``."""
+    short = str(val.dtype).removeprefix("torch.").replace("float", "f").replace("int", "i").replace("bool", "b8")
+    return f"{short}[{', '.join(str(size_hint(s)) for s in val.shape)}]"
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def origin_of(node: fx.Node) -> tuple[str, str]:
+    """The module path and the source line (``file:line``) that a node comes from; empty where torch kept none."""
+    stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
+    path, _ = list(stack.values())[-1] if stack else ("", None)
+    module = re.sub(r"L\['self'\]\.?|_modules\['([^']+)'\]", lambda m: m.group(1) or "", str(path)).strip(".")
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    return module, f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""

@@ -1,0 +1,107 @@
+"""Read the joint graph: clean it, find out what each node is for, and what must not run twice. Knows FX.
+
+Nothing is decided here. The result is a :class:`JointGraph` with side tables; nodes are not touched, except that the
+marks which torch itself sets on a graph before it partitions (collectives, effects and mutated inputs are to be saved)
+are set by torch's own functions.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.fx as fx
+
+from graphremat.passes import torch_private as private
+from graphremat.passes.problem import Phase
+
+
+@dataclass(frozen=True, eq=False)
+class JointGraph:
+    """A joint forward and backward graph and what is known of its nodes."""
+
+    module: fx.GraphModule
+    num_forward_outputs: int
+    info: private.NodeInfo
+    phases: dict[fx.Node, Phase]
+    keep: dict[fx.Node, str]
+    """Why a node must not run a second time, in words; nodes that may are not in it."""
+    unsavable: dict[fx.Node, str]
+    """Why a node's result must not be saved; the user's annotations are such reasons."""
+    differentiates: bool
+    """False for a graph whose backward needs nothing: there is nothing to plan."""
+
+
+def read_joint_graph(
+    module: fx.GraphModule,
+    *,
+    num_forward_outputs: int,
+    static_lifetime_input_indices: list[int] | None,
+    honour_annotations: bool = True,
+) -> JointGraph:
+    """Clean the joint graph (dead code, common subexpressions) in place and classify its nodes."""
+    module.graph.eliminate_dead_code()
+    module.graph = private.fx_graph_cse(module.graph)
+    module.recompile()
+    if not honour_annotations:
+        _forget_annotations(module.graph)
+    if private.has_recomputable_ops(module):
+        private.cleanup_recompute_tags(module, is_default_partition=False)
+    private.force_save_collectives(module)
+    private.force_save_effectful_ops(module)
+    private.force_save_backward_mutation_source(module)
+    info = private.classify_nodes(module, static_lifetime_input_indices or [], num_forward_outputs)
+    phases = {
+        node: Phase.FORWARD
+        if info.is_required_fw(node)
+        else Phase.BACKWARD
+        if node in info.tangents_closure
+        else Phase.EITHER
+        for node in module.graph.nodes
+        if node.op != "output"
+    }
+    keep: dict[fx.Node, str] = {}
+    unsavable: dict[fx.Node, str] = {}
+    for node in module.graph.nodes:
+        if node.op != "call_function" or phases[node] is Phase.BACKWARD:
+            continue
+        if private.must_recompute(node):
+            unsavable[node] = "marked by the user to be recomputed"
+            continue
+        reason = keep_reason(node)
+        if reason:
+            keep[node] = reason
+    return JointGraph(
+        module, num_forward_outputs, info, phases, keep, unsavable, differentiates=bool(info.required_bw_nodes)
+    )
+
+
+def keep_reason(node: fx.Node) -> str:
+    """Why this node must not run again in the backward; empty if it may.
+
+    Random ops would draw again, collectives and effects would be seen twice, mutations would be applied twice, and
+    what an opaque operator does is not known. What the user marked to be recomputed is not asked here.
+    """
+    target = node.target
+    if node.meta.get("recompute") == torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE:
+        return "marked to be saved"
+    if isinstance(target, torch._ops.OpOverload):
+        if torch.Tag.nondeterministic_seeded in target.tags:
+            return "random: it would draw again"
+        if target._schema.is_mutable:
+            return "mutates an operand"
+        if target.namespace in ("_c10d_functional", "c10d", "_dtensor"):
+            return "collective"
+        if not private.is_builtin_operator(target):
+            return "opaque operator: it may have effects"
+        return ""
+    if isinstance(target, torch._ops.HigherOrderOperator):
+        return "" if target.name() in _PURE_HIGHER_ORDER else "higher order operator"
+    return ""
+
+
+_PURE_HIGHER_ORDER = frozenset({"flex_attention"})
+
+
+def _forget_annotations(graph: fx.Graph) -> None:
+    for node in graph.nodes:
+        if private.must_recompute(node):
+            del node.meta["recompute"]

@@ -1,0 +1,89 @@
+"""A plan: what is saved, and the order in which the backward runs, recomputations included. Free of torch."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from graphremat.passes.problem import Phase, Problem
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Decided, not yet acted on.
+
+    ``forward`` and ``backward`` are indices of ops in the order they run. An op of the forward that stands in
+    ``backward`` is recomputed there, and may stand there more than once: readers take the latest result. ``saved``
+    are values that are not views; views of them are made again in the backward.
+    """
+
+    saved: tuple[int, ...]
+    forward: tuple[int, ...]
+    backward: tuple[int, ...]
+    origin: str = ""
+    """Which method made it, in words for a report."""
+
+    def recomputed(self, problem: Problem) -> tuple[int, ...]:
+        """The occurrences in the backward of ops that have run before, views left out."""
+        ran = set(self.forward)
+        again: list[int] = []
+        for index in self.backward:
+            if index in ran and problem.ops[index].writes and problem.ops[index].kind.value != "view":
+                again.append(index)
+            ran.add(index)
+        return tuple(again)
+
+    def to_json(self, problem: Problem) -> str:
+        """The plan as JSON text with names for indices, one line an op."""
+        names = [op.name for op in problem.ops]
+        body = {
+            "origin": self.origin,
+            "saved": [problem.values[v].name for v in self.saved],
+            "recomputed": [names[i] for i in self.recomputed(problem)],
+            "indices": asdict(self),
+        }
+        return json.dumps(body, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> "Plan":
+        """Read what :meth:`to_json` wrote."""
+        body = json.loads(text)["indices"]
+        return Plan(tuple(body["saved"]), tuple(body["forward"]), tuple(body["backward"]), body["origin"])
+
+
+def check_plan(problem: Problem, plan: Plan) -> None:
+    """Raise ValueError unless the plan runs every op that must run, and only in places where it may.
+
+    That operands are alive when they are read is checked by the replay.
+    """
+    ran_forward = set(plan.forward)
+    if len(ran_forward) != len(plan.forward):
+        raise ValueError("an op stands twice in the forward")
+    for index in plan.forward:
+        if problem.ops[index].phase is Phase.BACKWARD:
+            raise ValueError(f"backward op {problem.ops[index].name} stands in the forward")
+    seen = set(plan.forward)
+    for index in plan.backward:
+        op = problem.ops[index]
+        if index in seen and op.phase is Phase.BACKWARD:
+            raise ValueError(f"backward op {op.name} runs twice")
+        if index in seen and op.keep:
+            raise ValueError(f"{op.name} runs twice, but must not: {op.keep}")
+        seen.add(index)
+    for index, op in enumerate(problem.ops):
+        if op.phase is Phase.FORWARD and index not in ran_forward:
+            raise ValueError(f"forward op {op.name} never runs in the forward")
+        if op.phase is Phase.BACKWARD and index not in seen:
+            raise ValueError(f"backward op {op.name} never runs")
+    for value in plan.saved:
+        producer = problem.values[value].producer
+        if producer < 0:
+            continue
+        if producer not in ran_forward:
+            raise ValueError(f"{problem.values[value].name} is saved, but the forward does not compute it")
+        if problem.ops[producer].unsavable:
+            raise ValueError(f"{problem.values[value].name} is saved, but cannot be: {problem.ops[producer].unsavable}")
+
+
+def names(problem: Problem, values: Sequence[int]) -> list[str]:
+    """Names of values, for messages."""
+    return [problem.values[v].name for v in values]

@@ -1,0 +1,318 @@
+"""The rematerialization problem of one joint graph, free of torch.
+
+A :class:`Problem` says which ops there are, what they read and write, what each costs and which may run again. It is
+all that the solvers see, it is what ``10-problem.json`` of a dump holds, and it can be loaded and solved on a machine
+without torch.
+
+    >>> from graphremat.passes.problem import Builder, Kind, Phase
+    >>> b = Builder()
+    >>> x = b.input("x", 4096)
+    >>> h = b.op("relu", [x], Kind.FUSIBLE, Phase.FORWARD, size_bytes=4096, seconds=1e-6)
+    >>> y = b.op("mm", [h], Kind.KERNEL, Phase.FORWARD, size_bytes=4096, seconds=1e-5)
+    >>> t = b.tangent("tangent", 4096)
+    >>> g = b.op("mm_backward", [t, h], Kind.KERNEL, Phase.BACKWARD, size_bytes=4096, seconds=1e-5)
+    >>> problem = b.build(forward_outputs=[y], backward_outputs=[g])
+    >>> [op.name for op in problem.ops]
+    ['relu', 'mm', 'mm_backward']
+    >>> Problem.from_json(problem.to_json()) == problem
+    True
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from functools import cached_property
+
+FORMAT = 1
+"""Version of the JSON form; raised whenever an old dump would be misread."""
+
+
+class Phase(str, Enum):
+    """Where the joint graph needs an op: for a forward output, behind a tangent, or only for the backward's sake."""
+
+    FORWARD = "forward"
+    EITHER = "either"
+    BACKWARD = "backward"
+
+
+class Kind(str, Enum):
+    """What an op is to a code generator that fuses.
+
+    ``VIEW`` shares its operand's storage and costs nothing. ``FUSIBLE`` ops can live inside another kernel; a
+    ``REDUCTION`` can take its producers in, and its result is a buffer; a ``KERNEL`` reads and writes buffers only.
+    """
+
+    VIEW = "view"
+    FUSIBLE = "fusible"
+    REDUCTION = "reduction"
+    KERNEL = "kernel"
+
+
+class Holder(str, Enum):
+    """Who owns a storage: the caller (alive the whole step), the autograd engine (all backward), or the graph."""
+
+    CALLER = "caller"
+    ENGINE = "engine"
+    GRAPH = "graph"
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A block of device memory."""
+
+    name: str
+    size_bytes: int
+    holder: Holder = Holder.GRAPH
+
+
+@dataclass(frozen=True)
+class Value:
+    """A tensor: a name in the joint graph, the storage it lies in, and words for a report."""
+
+    name: str
+    storage: int
+    producer: int = -1
+    """Index of the op that writes it; -1 for a graph input."""
+    label: str = ""
+    """Dtype and shape, as ``f32[4, 256]``."""
+    module: str = ""
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class Op:
+    """One op of the joint graph. ``reads`` and ``writes`` are indices of values."""
+
+    name: str
+    target: str
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    kind: Kind
+    phase: Phase
+    seconds: float = 0.0
+    """Alone: arithmetic or memory traffic, whichever is longer, and the launch."""
+    fused_seconds: float = 0.0
+    """Inside another kernel: the arithmetic alone."""
+    flops: int = 0
+    reads_many: bool = False
+    """Too heavy to be repeated in every reader; a fusing compiler gives it a buffer when it has several readers."""
+    keep: str = ""
+    """Why this op must not run a second time; empty if it may."""
+    unsavable: str = ""
+    """Why its result cannot be saved; empty if it can."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Forward and backward ops in a fixed order. ``fuses`` tells whether the lowering joins ops into kernels."""
+
+    storages: tuple[Storage, ...]
+    values: tuple[Value, ...]
+    ops: tuple[Op, ...]
+    forward_outputs: tuple[int, ...]
+    backward_outputs: tuple[int, ...]
+    fuses: bool = True
+
+    @cached_property
+    def input_bytes(self) -> int:
+        """Bytes of parameters, buffers and batch: alive all the time, whatever the plan."""
+        return sum(s.size_bytes for s in self.storages if s.holder is Holder.CALLER)
+
+    @cached_property
+    def gradient_bytes(self) -> int:
+        """Bytes of what the backward returns and the caller does not own already."""
+        held = {self.values[v].storage for v in self.backward_outputs}
+        return sum(self.storages[s].size_bytes for s in held if self.storages[s].holder is Holder.GRAPH)
+
+    @cached_property
+    def step_seconds(self) -> float:
+        """Seconds of every op run once, each alone."""
+        return sum(op.seconds for op in self.ops)
+
+    @cached_property
+    def readers(self) -> tuple[tuple[int, ...], ...]:
+        """For each value, the ops that read it, in order."""
+        found: list[list[int]] = [[] for _ in self.values]
+        for index, op in enumerate(self.ops):
+            for value in dict.fromkeys(op.reads):
+                found[value].append(index)
+        return tuple(tuple(f) for f in found)
+
+    @cached_property
+    def base(self) -> tuple[int, ...]:
+        """For each value, the value that is not a view and lies in the same storage (itself, if it is none)."""
+        result = list(range(len(self.values)))
+        for op in self.ops:
+            if op.kind is Kind.VIEW:
+                for write in op.writes:
+                    sources = [r for r in op.reads if self.values[r].storage == self.values[write].storage]
+                    result[write] = result[sources[0]] if sources else write
+        return tuple(result)
+
+    def held_by_caller(self, value: int) -> bool:
+        """Whether the value's storage is alive the whole step without being saved."""
+        return self.storages[self.values[value].storage].holder is Holder.CALLER
+
+    def to_json(self) -> str:
+        """The problem as JSON text, stable from run to run; :meth:`from_json` reads it."""
+        body = {
+            "format": FORMAT,
+            "fuses": self.fuses,
+            "forward_outputs": self.forward_outputs,
+            "backward_outputs": self.backward_outputs,
+            "storages": [asdict(s) for s in self.storages],
+            "values": [asdict(v) for v in self.values],
+            "ops": [asdict(o) for o in self.ops],
+        }
+        return json.dumps(body, indent=1)
+
+    @staticmethod
+    def from_json(text: str) -> "Problem":
+        """Read what :meth:`to_json` wrote. Raises ValueError for another format."""
+        body = json.loads(text)
+        if not isinstance(body, dict) or body.get("format") != FORMAT:
+            found = body.get("format") if isinstance(body, dict) else type(body).__name__
+            raise ValueError(f"not a problem of format {FORMAT}: found {found!r}")
+        return Problem(
+            storages=tuple(Storage(s["name"], s["size_bytes"], Holder(s["holder"])) for s in body["storages"]),
+            values=tuple(Value(**v) for v in body["values"]),
+            ops=tuple(
+                Op(
+                    **{
+                        **o,
+                        "reads": tuple(o["reads"]),
+                        "writes": tuple(o["writes"]),
+                        "kind": Kind(o["kind"]),
+                        "phase": Phase(o["phase"]),
+                    }
+                )
+                for o in body["ops"]
+            ),
+            forward_outputs=tuple(body["forward_outputs"]),
+            backward_outputs=tuple(body["backward_outputs"]),
+            fuses=body["fuses"],
+        )
+
+
+def check_problem(problem: Problem) -> None:
+    """Raise ValueError unless every index is in range, operands come before readers and sizes are not negative."""
+    written: set[int] = {i for i, v in enumerate(problem.values) if v.producer < 0}
+    for storage in problem.storages:
+        if storage.size_bytes < 0:
+            raise ValueError(f"storage {storage.name}: negative size {storage.size_bytes}")
+    for index, op in enumerate(problem.ops):
+        for read in op.reads:
+            if read not in written:
+                raise ValueError(f"op {op.name} reads value {read}, which nothing before it writes")
+        for write in op.writes:
+            if problem.values[write].producer != index:
+                raise ValueError(f"value {problem.values[write].name} does not name {op.name} as its producer")
+            if write in written:
+                raise ValueError(f"value {problem.values[write].name} is written twice")
+            written.add(write)
+        if op.seconds < 0 or op.fused_seconds < 0:
+            raise ValueError(f"op {op.name}: negative seconds")
+        if op.phase is not Phase.BACKWARD:
+            for read in op.reads:
+                producer = problem.values[read].producer
+                if producer >= 0 and problem.ops[producer].phase is Phase.BACKWARD:
+                    raise ValueError(f"{op.phase.value} op {op.name} reads the backward value {read}")
+        if op.phase is Phase.FORWARD:
+            for read in op.reads:
+                producer = problem.values[read].producer
+                if producer >= 0 and problem.ops[producer].phase is not Phase.FORWARD:
+                    raise ValueError(f"forward op {op.name} reads value {read}, which is not of the forward")
+    for value in (*problem.forward_outputs, *problem.backward_outputs):
+        if value not in written:
+            raise ValueError(f"output value {value} is never written")
+
+
+class Builder:
+    """Builds a :class:`Problem` op by op; used by the FX reader and by tests. Values are returned as indices."""
+
+    def __init__(self, *, fuses: bool = True) -> None:
+        self._storages: list[Storage] = []
+        self._values: list[Value] = []
+        self._ops: list[Op] = []
+        self._fuses = fuses
+
+    def storage(self, name: str, size_bytes: int, holder: Holder = Holder.GRAPH) -> int:
+        """Add a storage and return its index."""
+        self._storages.append(Storage(name, int(size_bytes), holder))
+        return len(self._storages) - 1
+
+    def value(self, name: str, storage: int, *, label: str = "", module: str = "", source: str = "") -> int:
+        """Add a value that lies in ``storage`` and that no op has written yet."""
+        self._values.append(Value(name, storage, -1, label, module, source))
+        return len(self._values) - 1
+
+    def storage_of(self, value: int) -> int:
+        """The storage in which a value lies."""
+        return self._values[value].storage
+
+    def input(self, name: str, size_bytes: int) -> int:
+        """Add a parameter, buffer or batch tensor."""
+        return self.value(name, self.storage(name, size_bytes, Holder.CALLER))
+
+    def tangent(self, name: str, size_bytes: int) -> int:
+        """Add a gradient that comes in from outside."""
+        return self.value(name, self.storage(name, size_bytes, Holder.ENGINE))
+
+    def add(self, op: Op) -> int:
+        """Add an op whose written values exist already; return its index."""
+        index = len(self._ops)
+        self._ops.append(op)
+        for write in op.writes:
+            old = self._values[write]
+            self._values[write] = Value(old.name, old.storage, index, old.label, old.module, old.source)
+        return index
+
+    def op(
+        self,
+        name: str,
+        reads: Iterable[int],
+        kind: Kind,
+        phase: Phase,
+        *,
+        size_bytes: int = 0,
+        seconds: float = 0.0,
+        fused_seconds: float = 0.0,
+        keep: str = "",
+        unsavable: str = "",
+    ) -> int:
+        """Add an op with one result and return that value. A view lies in the storage of its first operand."""
+        reads = tuple(reads)
+        if kind is Kind.VIEW:
+            storage = self._values[reads[0]].storage
+        else:
+            storage = self.storage(name, size_bytes)
+        value = self.value(name, storage)
+        self.add(
+            Op(
+                name=name,
+                target=name,
+                reads=reads,
+                writes=(value,),
+                kind=kind,
+                phase=phase,
+                seconds=seconds,
+                fused_seconds=fused_seconds,
+                keep=keep,
+                unsavable=unsavable,
+            )
+        )
+        return value
+
+    def build(self, forward_outputs: Sequence[int], backward_outputs: Sequence[int]) -> Problem:
+        """The finished problem, checked."""
+        problem = Problem(
+            tuple(self._storages),
+            tuple(self._values),
+            tuple(self._ops),
+            tuple(forward_outputs),
+            tuple(backward_outputs),
+            self._fuses,
+        )
+        check_problem(problem)
+        return problem

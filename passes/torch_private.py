@@ -1,0 +1,313 @@
+"""The only module that imports or reaches into private parts of torch; everything else imports from here.
+
+One section a topic, each with what we rely on, so that a new torch release is checked in one place.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+# ---- Profiler: the allocator's events ----------------------------------------------------------------------
+# Relied on: `torch.profiler.profile.profiler.kineto_results.experimental_event_tree()`, whose nodes have `name`,
+# `start_time_ns` and `children`, and for the name "[memory]" `extra_fields` with `ptr`, `alloc_size` (signed)
+# and `device`. The public events (`profile.events()`) carry the sizes, but no address to tell blocks apart.
+
+
+@dataclass(frozen=True)
+class MemoryEvent:
+    """One allocation (``nbytes > 0``) or free (``nbytes < 0``) of the block at ``address``."""
+
+    time_ns: int
+    address: int
+    nbytes: int
+    device_type: str
+
+
+def profiled_memory_events(recorded: torch.profiler.profile) -> list[MemoryEvent]:
+    """The allocator's events of a finished profile with ``profile_memory=True``, in order of time.
+
+    Raises:
+        RuntimeError: the profile has not run.
+    """
+    if recorded.profiler is None or recorded.profiler.kineto_results is None:
+        raise RuntimeError("the profile has not run, so it has no events")
+    events: list[MemoryEvent] = []
+    pending: list[Any] = list(reversed(recorded.profiler.kineto_results.experimental_event_tree()))
+    while pending:
+        node = pending.pop()
+        pending.extend(reversed(node.children))
+        if node.name == "[memory]":
+            fields = node.extra_fields
+            events.append(MemoryEvent(node.start_time_ns, fields.ptr, fields.alloc_size, fields.device.type))
+    return sorted(events, key=lambda event: event.time_ns)
+
+
+from torch._functorch._aot_autograd.graph_compile import is_opaque_node as is_opaque_node
+
+# ---- Operators: arguments by name ------------------------------------------------------------------------------------
+# Relied on: `OpOverload._schema.arguments`, each with `name`, `has_default_value()` and `default_value`. Public helpers
+# (`fx.Node.normalized_arguments`) need a root module and re-resolve the overload by type, per node.
+
+
+def operator_arguments(target: Any) -> tuple[tuple[str, Any], ...]:
+    """``(name, default)`` of every argument of an operator overload, in order; empty for anything else.
+
+    An argument that has no default gets None.
+    """
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return ()
+    return tuple(
+        (arg.name, arg.default_value if arg.has_default_value() else None) for arg in schema.arguments
+    )
+
+
+# --- Inductor: code generation ---
+# Relied on: the steps of `torch._inductor.compile_fx._InProcessFxCompile.codegen_and_compile` up to
+# `GraphLowering.codegen` (view_to_reshape, fake propagation, original output strides, post-grad passes, GraphLowering,
+# codegen), which must be taken in that order; that the output node's meta "user_visible_output_idxs" marks what must
+# keep its strides; that `GraphLowering.bw_donated_idxs` says which backward inputs may be overwritten; that only
+# `AsyncCompile.use_process_pool` and `VecISA.check_build` could start a compiler before the wrapper is executed.
+
+
+@dataclass(frozen=True)
+class WrapperCode:
+    """What Inductor generated for one graph: the wrapper with its kernels as text, nothing compiled or written.
+
+    Attributes:
+        source: the Python wrapper.
+        output_strides: strides of every output, in elements; None where an output is no tensor. Symbols by their hints.
+        constants: tensors that the wrapper reads as globals, by name.
+        namespace: other objects that the wrapper reads as globals (classes, script objects).
+    """
+
+    source: str
+    output_strides: tuple[tuple[int, ...] | None, ...]
+    constants: dict[str, torch.Tensor]
+    namespace: dict[str, Any]
+
+
+# Configuration under which Inductor compiles or times kernels while it lowers; switched off in code generation alone.
+_COMPILING_CONFIG = (
+    "max_autotune",
+    "max_autotune_gemm",
+    "benchmark_fusion",
+    "benchmark_combo_kernel",
+    "benchmark_kernel",
+    "pipeline_max_autotune_gemm",
+    "triton.autotune_at_compile_time",
+)
+# Configuration that only dumps, logs or looks something up.
+_COSMETIC_CONFIG = {
+    "trace.enabled": False,
+    "trace.provenance_tracking_level": 0,
+    "force_disable_caches": True,
+    "compile_threads": 1,
+}
+
+
+def inductor_compiling_config() -> tuple[str, ...]:
+    """The entries of Inductor's configuration that are on now and that :func:`inductor_wrapper_code` switches off."""
+    from torch._inductor import config
+
+    present = config.get_config_copy()
+    return tuple(name for name in _COMPILING_CONFIG if present.get(name))
+
+
+def inductor_unsupported_config() -> tuple[str, ...]:
+    """The entries of Inductor's configuration that are on and under which no Python wrapper is generated."""
+    from torch._inductor import config
+
+    return tuple(name for name in ("cpp_wrapper", "fx_wrapper") if getattr(config, name))
+
+
+def first_user_output() -> int:
+    """Position of the first user output among the forward's outputs, after the inputs that the forward mutated."""
+    context = torch._guards.TracingContext.try_get()
+    if context is None or context.fw_metadata is None:
+        return 0
+    return int(context.fw_metadata.num_mutated_inp_runtime_indices)
+
+
+def keeps_output_strides(*, is_backward: bool) -> bool:
+    """Whether the current configuration makes outputs for the user keep the strides that eager would give them."""
+    from torch._inductor import config
+
+    return bool(config.bw_outputs_user_visible if is_backward else config.keep_output_stride)
+
+
+def donates_buffers() -> bool:
+    """Whether the backward may overwrite saved tensors that nobody else can see."""
+    from torch._functorch import config
+
+    return bool(config.donated_buffer)
+
+
+def storage_key(tensor: torch.Tensor) -> int:
+    """A number that two tensors share while, and only while, they live in one storage."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def size_hint(value: Any) -> int:
+    """A plain int for a size that may be symbolic: the size that was traced with.
+
+    Raises:
+        ValueError: the size depends on data and has no hint.
+    """
+    if isinstance(value, int):
+        return value
+    hint = value.node.hint
+    if hint is None:
+        raise ValueError(f"the size {value} has no hint: it depends on data")
+    return int(hint)
+
+
+@contextmanager
+def _no_compiler() -> Iterator[None]:
+    """No kernel is handed to a compile worker, and the processor's vector instructions are taken for granted.
+
+    Inductor asks a compiler once a process whether it accepts the flags of a vector instruction set and caches the
+    answer; inside this context an answer that is not cached yet is taken to be yes, and is not cached.
+    """
+    from torch._inductor import async_compile, cpu_vec_isa
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(async_compile.AsyncCompile, "use_process_pool", lambda *_: False))
+        if not cpu_vec_isa.valid_vec_isa_list.cache_info().currsize:
+            # Copies of the instruction sets: the classes cache the compiler's answers by instance.
+            assumed = _assumed_vec_isas(cpu_vec_isa)
+            stack.enter_context(patch.object(cpu_vec_isa, "valid_vec_isa_list", lambda: assumed))
+        yield
+
+
+def _assumed_vec_isas(cpu_vec_isa: Any) -> list[Any]:
+    with patch.object(cpu_vec_isa.VecISA, "check_build", lambda *_: True):
+        with patch.object(
+            cpu_vec_isa, "supported_vec_isa_list", [type(isa)() for isa in cpu_vec_isa.supported_vec_isa_list]
+        ):
+            return list(cpu_vec_isa.valid_vec_isa_list.__wrapped__())
+
+
+@contextmanager
+def _counters_kept() -> Iterator[None]:
+    """Inductor's and Dynamo's counters and metrics are the same after as before."""
+    from torch._dynamo.utils import counters
+    from torch._inductor import metrics
+
+    def plain(value: object) -> bool:
+        return isinstance(value, (int, list)) and not isinstance(value, bool)
+
+    kept_counters = {name: counter.copy() for name, counter in counters.items()}
+    kept_metrics = {
+        name: list(value) if isinstance(value, list) else value
+        for name, value in vars(metrics).items()
+        if plain(value) and not name.startswith("_")
+    }
+    try:
+        yield
+    finally:
+        counters.clear()
+        counters.update(kept_counters)
+        vars(metrics).update(kept_metrics)
+
+
+@contextmanager
+def _runtime_asserts_kept(shape_env: Any) -> Iterator[None]:
+    """Lowering freezes the runtime asserts of the shapes; here they thaw again."""
+    if shape_env is None:
+        yield
+        return
+    frozen = shape_env.runtime_asserts_frozen
+    try:
+        yield
+    finally:
+        shape_env.runtime_asserts_frozen = frozen
+
+
+def inductor_wrapper_code(
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    is_backward: bool,
+    donated_inputs: Sequence[int],
+) -> WrapperCode:
+    """Run Inductor on `gm` up to and including code generation. `gm` is consumed: pass a copy.
+
+    Args:
+        gm: a forward or backward graph as the partitioner returned it, its output node's meta marked for Inductor.
+        example_inputs: a fake tensor, int or SymInt for each placeholder; tensors with the strides of the real run.
+        is_backward: what the graph is; Inductor fuses and reuses differently in a backward.
+        donated_inputs: positions of the backward's placeholders that Inductor may overwrite.
+    """
+    from torch._dynamo import config as dynamo_config
+    from torch._dynamo.utils import preserve_rng_state
+    from torch._inductor import compile_fx, config
+    from torch._inductor.debug import DebugContext
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.utils import count_tangents, num_fw_fixed_arguments
+    from torch._inductor.virtualized import V
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
+    from torch.fx.experimental.symbolic_shapes import shape_env_from_inputs
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    inputs = list(example_inputs)
+    shape_env: Any = shape_env_from_inputs(inputs)
+    quiet: dict[str, Any] = {**_COSMETIC_CONFIG, **dict.fromkeys(inductor_compiling_config(), False)}
+    with (
+        config.patch(quiet),
+        _disable_current_modes(),
+        _use_lazy_graph_module(dynamo_config.use_lazy_graph_module),
+        DebugContext(),
+        _no_compiler(),
+        _counters_kept(),
+        _runtime_asserts_kept(shape_env),
+        preserve_rng_state(),
+        torch.no_grad(),
+    ):
+        compile_fx.view_to_reshape(gm)
+        fake_mode = compile_fx.fake_tensor_prop(gm, inputs)
+        compile_fx._recursive_record_original_output_strides(gm)
+        with V.set_fake_mode(fake_mode), compile_fx.get_cuda_device_context(gm):
+            compile_fx._recursive_post_grad_passes(gm, is_inference=False)
+        if is_backward:
+            static_inputs: Sequence[int] = range(count_tangents(gm))
+        else:
+            static_inputs = compile_fx.get_static_input_idxs(num_fw_fixed_arguments(len(inputs), len(inputs)))
+        with (
+            V.set_fake_mode(fake_mode),
+            compile_fx.maybe_disable_comprehensive_padding(inputs),
+            compile_fx.maybe_disable_graph_partition(False, False),
+        ):
+            graph = GraphLowering(
+                gm,
+                example_inputs=inputs,
+                shape_env=shape_env,
+                is_inference=False,
+                is_backward=is_backward,
+                inputs_to_check=compile_fx.get_input_idxs_to_check(inputs, static_inputs),
+                get_decomp_fn=compile_fx.select_decomp_table,
+            )
+            graph.bw_donated_idxs = list(donated_inputs)
+            graph.freeze_runtime_asserts()
+            with V.set_graph_handler(graph), V.set_extern_kernel_nodes([]):
+                graph.run(*inputs)
+                wrapper, _ = graph.codegen()
+                strides = tuple(_output_strides(graph, out) for out in graph.graph_outputs)
+    return WrapperCode(
+        source=wrapper.value,
+        output_strides=strides,
+        constants=dict(graph.constants),
+        namespace={**graph.torchbind_constants, **graph.opaque_value_type_classes},
+    )
+
+
+def _output_strides(graph: Any, out: Any) -> tuple[int, ...] | None:
+    from torch._inductor.ir import IRNode
+
+    if not isinstance(out, IRNode) or not out.has_tensor_output():
+        return None
+    return tuple(int(graph.sizevars.optimization_hint(stride)) for stride in out.get_layout().stride)
