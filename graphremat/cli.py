@@ -1,0 +1,103 @@
+"""The command line: ``graphremat`` and ``python -m graphremat``.
+
+Exit codes: 0 when all is well, 1 when what was asked for failed, 2 for a mistake in the command itself. Every command
+is a few lines over a module that does the work, and that module is imported only when its command runs.
+"""
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import graphremat
+from graphremat.errors import GraphrematError
+from graphremat.units import format_bytes
+
+app = typer.Typer(
+    name="graphremat",
+    help="Keep the peak memory of a training step under a budget in bytes.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line; an error of graphremat is told in its own words, without a traceback."""
+    try:
+        app()
+    except GraphrematError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, highlight=False)
+        raise SystemExit(1) from error
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"graphremat {graphremat.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that every command shares; nothing is left to do with them here."""
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say whether this machine can run graphremat: versions, devices, compiler and caches.
+
+    Exits with 1 if something is in the way.
+    """
+    from graphremat.doctor import examine
+
+    health = examine()
+    problems = health.problems()
+    if as_json:
+        typer.echo(json.dumps(asdict(health) | {"problems": problems}, indent=2))
+    else:
+        supported = "supported" if health.torch_supported else "not supported"
+        table = Table(show_header=False, box=None)
+        for name, value in (
+            ("graphremat", health.graphremat),
+            ("python", f"{health.python} on {health.platform}"),
+            ("torch", f"{health.torch} ({supported})" if health.torch else "not installed"),
+            ("triton", health.triton or "not installed"),
+            (
+                "backend",
+                "registered with torch" if health.backend_registered else "not registered with torch",
+            ),
+            ("compiler", health.compiler or "not found"),
+            *(
+                (each.name, f"{each.description}, {format_bytes(each.memory_bytes)}")
+                for each in health.devices
+            ),
+            ("cache", f"{health.inductor_cache_dir} ({format_bytes(health.inductor_cache_bytes)})"),
+        ):
+            table.add_row(name, value)
+        console = Console()
+        console.print(table)
+        for problem in problems:
+            console.print(f"problem: {problem}", markup=False)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def demo() -> None:
+    """Train a small language model at the fastest plan and under three tighter memory budgets.
+
+    Exits with 1 if a budget was exceeded, the loss did not fall, or gradients differ from eager's.
+    """
+    from graphremat.demo import main as run_demo
+
+    raise typer.Exit(run_demo())
