@@ -10,6 +10,33 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch._functorch._aot_autograd.graph_compile import is_opaque_node as is_opaque_node
+from torch._functorch._aot_autograd.utils import _is_primal as is_primal
+from torch._functorch.compile_utils import fx_graph_cse as fx_graph_cse
+from torch._functorch.partitioners import NodeInfo as NodeInfo
+from torch._functorch.partitioners import _extract_fwd_bwd_modules as extract_forward_backward
+from torch._functorch.partitioners import _is_assert_only_symbool as is_assert_only_symbool
+from torch._functorch.partitioners import classify_nodes as classify_nodes
+from torch._functorch.partitioners import cleanup_recompute_tags as cleanup_recompute_tags
+from torch._functorch.partitioners import force_save_bw_mutation_src as force_save_backward_mutation_source
+from torch._functorch.partitioners import force_save_collectives as force_save_collectives
+from torch._functorch.partitioners import force_save_effectful_ops as force_save_effectful_ops
+from torch._functorch.partitioners import functionalize_rng_ops as functionalize_rng_ops
+from torch._functorch.partitioners import has_recomputable_ops as has_recomputable_ops
+from torch._functorch.partitioners import has_recomputable_rng_ops as has_recomputable_rng_ops
+from torch._functorch.partitioners import is_sym_node as is_sym_node
+from torch._functorch.partitioners import min_cut_rematerialization_partition as torch_partition
+from torch._functorch.partitioners import must_recompute as must_recompute
+from torch._functorch.partitioners import thread_graphsafe_rng_from_hops as thread_graphsafe_rng_from_hops
+from torch._library.utils import is_builtin as is_builtin_operator
+from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module
+
+# ---- AOTAutograd: the joint graph and its split ------------------------------------------------------------
+# classify_nodes gives required_fw (needed by a forward output), tangents_closure (behind a tangent) and required_bw
+# (that, and what a gradient output names directly). extract_forward_backward(joint, saved_values, saved_sym_nodes, ...)
+# drops saved values without a reader in the backward, in place, and builds both graphs with AOTAutograd's calling
+# convention: forward outputs are (user outputs, saved tensors, opaque, symbols), backward placeholders (symbols, saved
+# tensors, opaque, tangents, rng), with the names of the joint graph.
 
 # ---- Profiler: the allocator's events ----------------------------------------------------------------------
 # Relied on: `torch.profiler.profile.profiler.kineto_results.experimental_event_tree()`, whose nodes have `name`,
@@ -46,7 +73,6 @@ def profiled_memory_events(recorded: torch.profiler.profile) -> list[MemoryEvent
     return sorted(events, key=lambda event: event.time_ns)
 
 
-from torch._functorch._aot_autograd.graph_compile import is_opaque_node as is_opaque_node
 
 # ---- Operators: arguments by name ------------------------------------------------------------------------------------
 # Relied on: `OpOverload._schema.arguments`, each with `name`, `has_default_value()` and `default_value`. Public helpers
@@ -101,12 +127,10 @@ _COMPILING_CONFIG = (
     "pipeline_max_autotune_gemm",
     "triton.autotune_at_compile_time",
 )
-# Configuration that only dumps, logs or looks something up.
+# Configuration that only dumps and logs.
 _COSMETIC_CONFIG = {
     "trace.enabled": False,
     "trace.provenance_tracking_level": 0,
-    "force_disable_caches": True,
-    "compile_threads": 1,
 }
 
 
@@ -178,18 +202,11 @@ def _no_compiler() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(async_compile.AsyncCompile, "use_process_pool", lambda *_: False))
         if not cpu_vec_isa.valid_vec_isa_list.cache_info().currsize:
-            # Copies of the instruction sets: the classes cache the compiler's answers by instance.
-            assumed = _assumed_vec_isas(cpu_vec_isa)
+            for isa in cpu_vec_isa.supported_vec_isa_list:
+                stack.enter_context(patch.object(type(isa), "__bool__", lambda *_: True))
+            assumed = cpu_vec_isa.valid_vec_isa_list.__wrapped__()
             stack.enter_context(patch.object(cpu_vec_isa, "valid_vec_isa_list", lambda: assumed))
         yield
-
-
-def _assumed_vec_isas(cpu_vec_isa: Any) -> list[Any]:
-    with patch.object(cpu_vec_isa.VecISA, "check_build", lambda *_: True):
-        with patch.object(
-            cpu_vec_isa, "supported_vec_isa_list", [type(isa)() for isa in cpu_vec_isa.supported_vec_isa_list]
-        ):
-            return list(cpu_vec_isa.valid_vec_isa_list.__wrapped__())
 
 
 @contextmanager
@@ -248,10 +265,9 @@ def inductor_wrapper_code(
     from torch._inductor import compile_fx, config
     from torch._inductor.debug import DebugContext
     from torch._inductor.graph import GraphLowering
-    from torch._inductor.utils import count_tangents, num_fw_fixed_arguments
+    from torch._inductor.utils import count_tangents, num_fw_fixed_arguments, shape_env_from_inputs
     from torch._inductor.virtualized import V
     from torch.fx._lazy_graph_module import _use_lazy_graph_module
-    from torch.fx.experimental.symbolic_shapes import shape_env_from_inputs
     from torch.utils._python_dispatch import _disable_current_modes
 
     inputs = list(example_inputs)
