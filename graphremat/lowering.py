@@ -1,0 +1,282 @@
+"""Inductor's code generation without a compiler: the wrappers that a forward and a backward graph would become.
+
+What of torch it relies on: the graphs are as a partitioner returns them to AOTAutograd (placeholders and calls carry
+fake values in ``meta["val"]``; the backward's placeholders for saved values have the names of the forward's outputs);
+AOTAutograd gives the backward's saved tensors the strides that the compiled forward produces, and lets the backward
+overwrite saved tensors that alias no input, no user output and no gradient. The steps of Inductor themselves are in
+:func:`graphremat.passes.torch_private.inductor_wrapper_code`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import fx
+
+from graphremat.errors import PlanningError
+from graphremat.passes.torch_private import (
+    donates_buffers,
+    first_user_output,
+    inductor_compiling_config,
+    inductor_unsupported_config,
+    inductor_wrapper_code,
+    keeps_output_strides,
+    size_hint,
+    storage_key,
+)
+
+GraphInput: TypeAlias = torch.Tensor | torch.SymInt | int | None
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor without its data.
+
+    Attributes:
+        name: the placeholder's or constant's name.
+        shape, stride: in elements, symbols by their hints.
+        storage_offset: where the first element lies, in elements.
+        dtype, device: as on the real tensor.
+        storage: a number; inputs of one graph with the same number are views of one storage.
+        storage_bytes: the size of that whole storage.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    storage_offset: int
+    dtype: torch.dtype
+    device: torch.device
+    storage: int
+    storage_bytes: int
+
+
+@dataclass(frozen=True)
+class SymbolSpec:
+    """An input that is a number (a symbolic size by its hint) or an object without bytes."""
+
+    name: str
+    value: int | None
+
+
+@dataclass(frozen=True)
+class GeneratedCode:
+    """What Inductor would run for one graph.
+
+    Attributes:
+        source: the Python wrapper, kernels as text inside.
+        inputs: one a placeholder, in order.
+        output_strides: the strides that the real outputs will have; None where an output is no tensor.
+        constants: tensors that the wrapper reads as globals.
+        namespace: other objects that the wrapper reads as globals.
+        switched_off: entries of Inductor's configuration that are on for the real compile but were off here, since
+            they compile or time kernels. The real wrapper may then differ.
+    """
+
+    source: str
+    inputs: tuple[TensorSpec | SymbolSpec, ...]
+    output_strides: tuple[tuple[int, ...] | None, ...]
+    constants: tuple[TensorSpec, ...] = ()
+    namespace: tuple[tuple[str, Any], ...] = ()
+    switched_off: tuple[str, ...] = ()
+
+
+def generate_step_code(
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    *,
+    user_visible_outputs: int = 0,
+    num_forward_outputs: int | None = None,
+) -> tuple[GeneratedCode, GeneratedCode]:
+    """The wrappers of a partitioned step, the backward lowered for the strides that the forward produces.
+
+    Args:
+        forward, backward: the partitioner's two graphs; neither is changed.
+        user_visible_outputs: how many outputs the user's model has (they keep eager's strides).
+        num_forward_outputs: how many of the forward's outputs AOTAutograd gets before the saved values (mutated
+            inputs, user outputs, intermediate bases); by default the user's outputs after the mutated inputs.
+
+    Raises:
+        PlanningError: Inductor is configured to generate no Python wrapper.
+    """
+    forward_code = generate_code(
+        forward, placeholder_values(forward), is_backward=False, user_visible_outputs=user_visible_outputs
+    )
+    if num_forward_outputs is None:
+        num_forward_outputs = first_user_output() + user_visible_outputs
+    donated = donated_inputs(forward, backward, num_forward_outputs)
+    values = restrided_values(forward, backward, forward_code.output_strides, num_forward_outputs)
+    return forward_code, generate_code(backward, values, is_backward=True, donated=donated)
+
+
+def generate_code(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[GraphInput],
+    *,
+    is_backward: bool,
+    user_visible_outputs: int = 0,
+    donated: Sequence[int] = (),
+) -> GeneratedCode:
+    """Run Inductor on a copy of `gm`, under its current configuration, until it would start a compiler.
+
+    Nothing is compiled, timed, written or looked up in a cache.
+
+    Args:
+        gm: a partitioned forward or backward graph; it is not changed.
+        example_inputs: a fake tensor or number for each placeholder, in order, with the strides of the real run.
+        is_backward: which of the two it is.
+        user_visible_outputs: forward only: how many outputs the user's model has.
+        donated: backward only: positions of the placeholders that Inductor may overwrite (:func:`donated_inputs`).
+
+    Raises:
+        PlanningError: Inductor is configured to generate no Python wrapper (``cpp_wrapper``, ``fx_wrapper``).
+    """
+    unsupported = inductor_unsupported_config()
+    if unsupported:
+        raise PlanningError(
+            "the real peak of a plan is read from Inductor's Python wrapper, which torch._inductor.config."
+            + " and torch._inductor.config.".join(unsupported)
+            + " turns off; turn it on again, or use lowering='aot_eager'"
+        )
+    names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
+    if len(names) != len(example_inputs):
+        raise ValueError(f"the graph has {len(names)} placeholders, but {len(example_inputs)} inputs were given")
+    copied = _copy_graph_module(gm)
+    _mark_user_visible(copied, is_backward=is_backward, user_visible_outputs=user_visible_outputs)
+    code = inductor_wrapper_code(copied, example_inputs, is_backward=is_backward, donated_inputs=donated)
+    return GeneratedCode(
+        source=code.source,
+        inputs=describe_inputs(names, example_inputs),
+        output_strides=code.output_strides,
+        constants=tuple(_describe(name, tensor, index) for index, (name, tensor) in enumerate(code.constants.items())),
+        namespace=tuple(code.namespace.items()),
+        switched_off=inductor_compiling_config(),
+    )
+
+
+def placeholder_values(gm: fx.GraphModule) -> list[Any]:
+    """The traced value of each placeholder, in order."""
+    return [node.meta["val"] for node in gm.graph.find_nodes(op="placeholder")]
+
+
+def output_nodes(gm: fx.GraphModule) -> tuple[Any, ...]:
+    """What the graph returns, in order: nodes, or plain values such as None."""
+    returned = gm.graph.output_node().args[0]
+    assert isinstance(returned, (tuple, list))
+    return tuple(returned)
+
+
+def output_names(gm: fx.GraphModule) -> tuple[str | None, ...]:
+    """The name of each output's node, None for an output that is no node."""
+    return tuple(out.name if isinstance(out, fx.Node) else None for out in output_nodes(gm))
+
+
+def restrided_values(
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    output_strides: Sequence[tuple[int, ...] | None],
+    num_forward_outputs: int,
+) -> list[Any]:
+    """The backward's placeholder values with the strides that the compiled forward gives the saved ones."""
+    real_strides = {
+        name: stride
+        for name, stride in zip(output_names(forward), output_strides, strict=True)
+        if name is not None and stride is not None
+    }
+    saved = {name for name in output_names(forward)[num_forward_outputs:] if name is not None}
+    values = []
+    for node in backward.graph.find_nodes(op="placeholder"):
+        value = node.meta["val"]
+        stride = real_strides.get(node.name) if node.name in saved else None
+        if stride is not None and isinstance(value, torch.Tensor):
+            if tuple(size_hint(s) for s in value.stride()) != stride:
+                value = value.as_strided(value.size(), stride)
+        values.append(value)
+    return values
+
+
+def donated_inputs(
+    forward: fx.GraphModule, backward: fx.GraphModule, num_forward_outputs: int
+) -> tuple[int, ...]:
+    """Positions of the backward's placeholders for saved tensors that nobody else can see.
+
+    These share no storage with an input, with one of the first `num_forward_outputs` outputs, or with a gradient.
+    """
+    if not donates_buffers():
+        return ()
+    outputs = output_nodes(forward)
+    seen = [*forward.graph.find_nodes(op="placeholder"), *outputs[:num_forward_outputs], *output_nodes(backward)]
+    visible = {storage_key(value) for value in map(_tensor_of, seen) if value is not None}
+    hidden = {
+        out.name
+        for out in outputs[num_forward_outputs:]
+        if (value := _tensor_of(out)) is not None and storage_key(value) not in visible
+    }
+    placeholders = backward.graph.find_nodes(op="placeholder")
+    return tuple(index for index, node in enumerate(placeholders) if node.name in hidden)
+
+
+def describe_inputs(names: Sequence[str], values: Sequence[GraphInput]) -> tuple[TensorSpec | SymbolSpec, ...]:
+    """A description of each input that outlives the fake tensors; views of one storage share its number."""
+    storages: dict[int, int] = {}
+    described: list[TensorSpec | SymbolSpec] = []
+    for name, value in zip(names, values, strict=True):
+        if isinstance(value, torch.Tensor):
+            described.append(_describe(name, value, storages.setdefault(storage_key(value), len(storages))))
+        elif isinstance(value, (int, torch.SymInt)):
+            described.append(SymbolSpec(name, size_hint(value)))
+        else:
+            described.append(SymbolSpec(name, None))
+    return tuple(described)
+
+
+def _describe(name: str, tensor: torch.Tensor, storage: int) -> TensorSpec:
+    return TensorSpec(
+        name=name,
+        shape=tuple(size_hint(size) for size in tensor.shape),
+        stride=tuple(size_hint(stride) for stride in tensor.stride()),
+        storage_offset=size_hint(tensor.storage_offset()),
+        dtype=tensor.dtype,
+        device=tensor.device,
+        storage=storage,
+        storage_bytes=size_hint(tensor.untyped_storage().nbytes()),
+    )
+
+
+def _tensor_of(node: Any) -> torch.Tensor | None:
+    value = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return value if isinstance(value, torch.Tensor) and value.layout == torch.strided else None
+
+
+def _copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose graph, and the graphs inside it, may be rewritten. Tensors are shared, not copied."""
+    graph = fx.Graph(tracer_cls=getattr(gm.graph, "_tracer_cls", None))
+    mapped: dict[fx.Node, fx.Node] = {}
+    returned = graph.graph_copy(gm.graph, val_map=mapped)
+    original = gm.graph.output_node()
+    output = graph.output(returned, type_expr=original.type)
+    output.meta = dict(original.meta)
+    copied = fx.GraphModule(gm, graph)
+    copied.meta = dict(gm.meta)
+    for name, child in list(copied.named_children()):
+        if isinstance(child, fx.GraphModule):
+            setattr(copied, name, _copy_graph_module(child))
+    return copied
+
+
+def _mark_user_visible(gm: fx.GraphModule, *, is_backward: bool, user_visible_outputs: int) -> None:
+    outputs = output_nodes(gm)
+    visible: range = range(0)
+    if keeps_output_strides(is_backward=is_backward):
+        start = 0 if is_backward else first_user_output()
+        visible = range(len(outputs)) if is_backward else range(start, start + user_visible_outputs)
+    gm.graph.output_node().meta["user_visible_output_idxs"] = [
+        index for index in visible if isinstance(outputs[index], fx.Node)
+    ]
+    for child in gm.children():
+        if isinstance(child, fx.GraphModule):
+            inner = output_nodes(child)
+            child.graph.output_node().meta["user_visible_output_idxs"] = [
+                index for index, out in enumerate(inner) if isinstance(out, fx.Node)
+            ]
