@@ -1,0 +1,1 @@
+"""Networks to measure on, and the scripts that measure. Not part of the installed package."""
