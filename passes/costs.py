@@ -1,0 +1,324 @@
+"""What one node of a joint graph costs on a device, in seconds, by a roofline. Knows FX.
+
+A kernel takes as long as the slower of its arithmetic and its memory traffic, plus the time any kernel takes. The two
+parts are reported apart, so that a caller that models fusion can leave the traffic out: a pointwise recomputation
+that is fused into its reader costs its arithmetic alone.
+
+Prices are a pure function of the node and the device: no clock, no random choice, no state. An operator that no formula
+knows is priced by the bytes it moves and says so (:attr:`OpCost.basis`); see :func:`priced_by_bytes_alone`.
+"""
+
+import enum
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import log2
+
+import torch
+from torch import fx
+
+from graphremat.passes.devices import Device
+from graphremat.passes.flops import SizeHint, default_size_hint, node_flops, shape_of
+from graphremat.passes.kinds import NodeKind, argument, classify_kind, op_name, tensors_in
+
+# Cost of one output element in simple float32 operations (an addition), by operator.
+#
+# CPU: measured on the C++ that Inductor generates: time of nine chained operators less the time of one, per operator
+# and element, one thread of an AMD EPYC (Zen 5, AVX-512), in units of half a matmul FLOP's reciprocal (0.021 ns there).
+# Command: `python bench/check_costs.py --pointwise`.
+CPU_ELEMENT_OPS: Mapping[str, float] = {
+    "acos": 50.0, "acosh": 120.0, "asin": 50.0, "asinh": 120.0, "atan": 40.0, "atan2": 110.0, "atanh": 120.0,
+    "cos": 32.0, "cosh": 80.0, "digamma": 200.0, "div": 2.0, "elu": 40.0, "erf": 52.0, "erfc": 170.0, "erfinv": 120.0,
+    "exp": 37.0, "exp2": 37.0, "expm1": 40.0, "fmod": 54.0, "gelu": 60.0, "gelu_backward": 110.0, "lgamma": 200.0,
+    "log": 39.0, "log10": 39.0, "log1p": 65.0, "log2": 39.0, "log_sigmoid_forward": 100.0, "logit": 45.0, "mish": 150.0,
+    "pow": 150.0, "reciprocal": 2.0, "remainder": 54.0, "rsqrt": 6.5, "sigmoid": 45.0, "silu": 45.0,
+    "silu_backward": 50.0, "sin": 32.0, "sinh": 80.0, "softplus": 80.0, "sqrt": 2.7, "tan": 60.0, "tanh": 100.0,
+    "where": 2.0,
+}  # fmt: skip
+
+# GPU: from the table of arithmetic throughput in NVIDIA's CUDA C++ programming guide (128 float32 additions, 16 special
+# functions per clock and multiprocessor: a factor of 8) times the special functions in CUDA's own code. Not measured.
+GPU_ELEMENT_OPS: Mapping[str, float] = {
+    "acos": 20.0, "acosh": 30.0, "asin": 20.0, "asinh": 30.0, "atan": 20.0, "atan2": 40.0, "atanh": 30.0,
+    "cos": 20.0, "cosh": 24.0, "digamma": 60.0, "div": 10.0, "elu": 12.0, "erf": 20.0, "erfc": 30.0, "erfinv": 30.0,
+    "exp": 10.0, "exp2": 9.0, "expm1": 14.0, "fmod": 30.0, "gelu": 25.0, "gelu_backward": 40.0, "lgamma": 60.0,
+    "log": 12.0, "log10": 12.0, "log1p": 16.0, "log2": 10.0, "log_sigmoid_forward": 25.0, "logit": 22.0, "mish": 40.0,
+    "pow": 40.0, "reciprocal": 9.0, "remainder": 30.0, "rsqrt": 9.0, "sigmoid": 20.0, "silu": 20.0,
+    "silu_backward": 25.0, "sin": 20.0, "sinh": 24.0, "softplus": 24.0, "sqrt": 9.0, "tan": 30.0, "tanh": 18.0,
+    "where": 1.0,
+}  # fmt: skip
+
+SMALL_POWERS = (1, 2, 3, 0.5, -1, -2)
+"""Exponents that become multiplications, a root or a division in generated code."""
+SMALL_POWER_OPS = 3.0
+
+RANDOM_OPS_PER_ELEMENT = {"cpu": 340.0, "cuda": 40.0}
+"""One Philox number in generated code. CPU: as above (scalar code). GPU: ten rounds of integer multiplications."""
+SORT_OPS_PER_COMPARISON = {"cpu": 90.0, "cuda": 10.0}
+"""Sorting n numbers takes n log2(n) comparisons of so many simple operations."""
+SCAN_OPS_PER_ELEMENT = {"cpu": 30.0, "cuda": 5.0}
+SCATTER_OPS_PER_ELEMENT = {"cpu": 60.0, "cuda": 10.0}
+"""Accumulating into an index: an atomic addition, and scalar code on the CPU."""
+GATHER_OPS_PER_ELEMENT = {"cpu": 4.0, "cuda": 2.0}
+REDUCTION_OPS_PER_ELEMENT = {"cpu": 2.0, "cuda": 1.0}
+VARIANCE_OPS_PER_ELEMENT = {"cpu": 16.0, "cuda": 8.0}
+"""Welford's update: a division per element and a dependent chain."""
+
+KERNEL_EFFICIENCY: Mapping[tuple[str, str], float] = {
+    ("cpu", "attention"): 0.6,
+    ("cpu", "convolution"): 0.7,
+    ("cuda", "attention"): 0.7,
+    ("cuda", "convolution"): 0.8,
+}
+"""Share of the matmul rate that a family of library kernels reaches. CPU: measured with `bench/check_costs.py`."""
+
+
+class Basis(enum.Enum):
+    """What a price rests on."""
+
+    FREE = "free"
+    FLOPS = "flops"
+    ELEMENTS = "elements"
+    BYTES_ALONE = "bytes alone"
+    """No formula knows the operator: its arithmetic is left out."""
+
+
+@dataclass(frozen=True)
+class OpCost:
+    """The price of running one node as a kernel of its own.
+
+    Attributes:
+        seconds: ``max(arithmetic_seconds, traffic_seconds)`` plus the device's time per kernel; 0 for a free node.
+        flops: multiplications and additions of matmul-like operators; 0 for the others.
+        moved_bytes: bytes read and written, each operand once.
+        arithmetic_seconds: the time with no memory traffic.
+        traffic_seconds: the time of the reads and writes alone.
+        basis: what the arithmetic rests on.
+    """
+
+    seconds: float
+    flops: int
+    moved_bytes: int
+    arithmetic_seconds: float
+    traffic_seconds: float
+    basis: Basis
+
+
+FREE = OpCost(0.0, 0, 0, 0.0, 0.0, Basis.FREE)
+
+
+def op_cost(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hint) -> OpCost:
+    """The price of one node of a joint graph whose ``meta["val"]`` holds (fake) tensors.
+
+    Args:
+        node: any node; views, sizes, placeholders and outputs are free.
+        device: where it runs.
+        size_hint: turns a size into the int to price it with; by default the size that was traced.
+    """
+    kind = classify_kind(node)
+    outputs = tensors_in(node.meta.get("val"))
+    if kind in (NodeKind.BOUNDARY, NodeKind.SYMBOLIC, NodeKind.VIEW) or not outputs:
+        return FREE
+    if op_name(node) in _UNINITIALISED:
+        return FREE
+    moved_bytes = _moved_bytes(node, kind, size_hint)
+    flops = node_flops(node, size_hint) if kind in (NodeKind.KERNEL, NodeKind.RANDOM) else None
+    if flops is not None:
+        basis = Basis.FLOPS
+        dtype = str(_matmul_operand(node).dtype).removeprefix("torch.")
+        rate = device.matmul_flops_per_second(dtype) * KERNEL_EFFICIENCY.get(
+            (device.kind, _family(node)), 1.0
+        )
+        arithmetic_seconds = flops / rate
+    else:
+        operations = _element_operations(node, kind, device, size_hint)
+        basis = Basis.BYTES_ALONE if operations is None else Basis.ELEMENTS
+        arithmetic_seconds = (operations or 0.0) / device.simple_ops_per_second
+    traffic_seconds = _traffic_seconds(moved_bytes, device)
+    return OpCost(
+        seconds=max(arithmetic_seconds, traffic_seconds) + device.kernel_seconds,
+        flops=flops or 0,
+        moved_bytes=moved_bytes,
+        arithmetic_seconds=arithmetic_seconds,
+        traffic_seconds=traffic_seconds,
+        basis=basis,
+    )
+
+
+def priced_by_bytes_alone(nodes: Iterable[fx.Node], device: Device) -> tuple[str, ...]:
+    """Names of the operators among the nodes that no formula knows, sorted: what a report must say."""
+    unknown = {op_name(node) for node in nodes if op_cost(node, device).basis is Basis.BYTES_ALONE}
+    return tuple(sorted(unknown))
+
+
+def tensor_bytes(tensor: torch.Tensor, size_hint: SizeHint = default_size_hint) -> int:
+    """Bytes of the distinct elements that a tensor shows: an expanded dimension counts once."""
+    elements = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        if not (isinstance(stride, int) and stride == 0):
+            elements *= size_hint(size)
+    return elements * tensor.element_size()
+
+
+_UNINITIALISED = frozenset(
+    f"aten.{name}"
+    for name in ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
+)
+_GATHERS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "embedding",
+        "gather",
+        "index",
+        "index_select",
+        "_unsafe_index",
+        "_unsafe_masked_index",
+        "take",
+    )
+)
+_SCATTERS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "_unsafe_index_put", "_unsafe_masked_index_put_accumulate", "embedding_dense_backward", "index_add",
+        "index_copy", "index_fill", "index_put", "index_put_", "index_reduce", "masked_scatter", "put", "scatter",
+        "scatter_add", "scatter_reduce",
+    )
+) | {"prims._unsafe_index_put_"}  # fmt: skip
+_SORTS = frozenset({"aten.sort", "aten.topk", "aten.argsort", "aten.kthvalue", "aten.median", "aten.msort"})
+_SCANS = frozenset({"aten.cumsum", "aten.cumprod", "aten.cummax", "aten.cummin", "aten.logcumsumexp"})
+_POOLS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "avg_pool1d",
+        "avg_pool2d",
+        "avg_pool3d",
+        "max_pool2d_with_indices",
+        "max_pool3d_with_indices",
+    )
+) | {"prims._low_memory_max_pool_with_offsets"}
+_VARIANCES = frozenset(
+    f"aten.{name}"
+    for name in (
+        "_batch_norm_with_update", "_fused_rms_norm", "_native_batch_norm_legit",
+        "_native_batch_norm_legit_functional", "native_batch_norm", "native_group_norm", "native_layer_norm", "std",
+        "std_mean", "var", "var_mean",
+    )
+) | {"prims.var"}  # fmt: skip
+_SOFTMAXES = frozenset(
+    {
+        "aten._softmax",
+        "aten._safe_softmax",
+        "aten._log_softmax",
+        "aten.logsumexp",
+        "prims.prepare_softmax_online",
+    }
+)
+
+
+def _elements(tensors: Iterable[torch.Tensor], size_hint: SizeHint) -> int:
+    total = 0
+    for tensor in tensors:
+        count = 1
+        for size in tensor.shape:
+            count *= size_hint(size)
+        total += count
+    return total
+
+
+def _input_tensors(node: fx.Node) -> list[torch.Tensor]:
+    return [tensor for operand in node.all_input_nodes for tensor in tensors_in(operand.meta.get("val"))]
+
+
+def _moved_bytes(node: fx.Node, kind: NodeKind, size_hint: SizeHint) -> int:
+    """Bytes read and written: each operand once, a gathered table only as far as it is read, a scatter's base twice."""
+    written = sum(tensor_bytes(tensor, size_hint) for tensor in tensors_in(node.meta.get("val")))
+    if kind is NodeKind.CREATION:
+        return written
+    operands = list(node.all_input_nodes)
+    name = op_name(node)
+    if name == "aten.copy_":
+        operands = operands[1:] or operands
+    read = 0
+    for position, operand in enumerate(operands):
+        size_bytes = sum(tensor_bytes(tensor, size_hint) for tensor in tensors_in(operand.meta.get("val")))
+        read += min(size_bytes, written) if name in _GATHERS and position == 0 else size_bytes
+    return read + written
+
+
+def _traffic_seconds(moved_bytes: int, device: Device) -> float:
+    if moved_bytes <= device.cache_bytes:
+        return moved_bytes / device.cache_bytes_per_second
+    return moved_bytes / (device.bandwidth_bytes_per_second * device.bandwidth_efficiency)
+
+
+def _matmul_operand(node: fx.Node) -> torch.Tensor:
+    """The tensor whose dtype picks the matmul rate: the first floating operand."""
+    operands = _input_tensors(node) or tensors_in(node.meta.get("val"))
+    return next((tensor for tensor in operands if tensor.dtype.is_floating_point), operands[0])
+
+
+def _family(node: fx.Node) -> str:
+    name = op_name(node)
+    return "attention" if "attention" in name else "convolution" if "convolution" in name else "matmul"
+
+
+def _element_operations(node: fx.Node, kind: NodeKind, device: Device, size_hint: SizeHint) -> float | None:
+    """Simple operations of a node that is no matmul; None if the operator is unknown."""
+    name = op_name(node)
+    written = _elements(tensors_in(node.meta.get("val")), size_hint)
+    read = max((_elements([tensor], size_hint) for tensor in _input_tensors(node)), default=0)
+    if name in _SORTS:
+        length = _sorted_length(node, size_hint)
+        return read * log2(max(2, length)) * SORT_OPS_PER_COMPARISON[device.kind]
+    if name in _SCANS:
+        return read * SCAN_OPS_PER_ELEMENT[device.kind]
+    if name in _SCATTERS:
+        return written + _scattered_elements(node, size_hint) * SCATTER_OPS_PER_ELEMENT[device.kind]
+    if name in _GATHERS:
+        return written * GATHER_OPS_PER_ELEMENT[device.kind]
+    if name in _POOLS:
+        return written * _window(node, size_hint) * REDUCTION_OPS_PER_ELEMENT[device.kind]
+    if name in _VARIANCES:
+        return read * VARIANCE_OPS_PER_ELEMENT[device.kind]
+    if name in _SOFTMAXES:
+        return read * (3 * REDUCTION_OPS_PER_ELEMENT[device.kind] + _element_table(device)["exp"])
+    if kind is NodeKind.RANDOM:
+        return written * RANDOM_OPS_PER_ELEMENT[device.kind]
+    if kind is NodeKind.REDUCTION:
+        return read * REDUCTION_OPS_PER_ELEMENT[device.kind]
+    if kind in (NodeKind.FUSIBLE, NodeKind.CREATION):
+        return written * _pointwise_operations(node, device)
+    return None
+
+
+def _element_table(device: Device) -> Mapping[str, float]:
+    return CPU_ELEMENT_OPS if device.kind == "cpu" else GPU_ELEMENT_OPS
+
+
+def _pointwise_operations(node: fx.Node, device: Device) -> float:
+    name = op_name(node).rpartition(".")[2]
+    if name == "pow" and argument(node, "exponent") in SMALL_POWERS:
+        return SMALL_POWER_OPS
+    return _element_table(device).get(name, 1.0)
+
+
+def _sorted_length(node: fx.Node, size_hint: SizeHint) -> int:
+    shape = shape_of(node.all_input_nodes[0], size_hint)
+    dim = argument(node, "dim")
+    return shape[dim if isinstance(dim, int) else -1] if shape else 1
+
+
+def _scattered_elements(node: fx.Node, size_hint: SizeHint) -> int:
+    """Elements that are added into the base: those of the source, else those of the index."""
+    for name in ("values", "src", "source", "index", "grad_output", "grad"):
+        operand = argument(node, name)
+        if isinstance(operand, fx.Node):
+            return _elements(tensors_in(operand.meta.get("val")), size_hint)
+    return _elements(_input_tensors(node)[-1:], size_hint)
+
+
+def _window(node: fx.Node, size_hint: SizeHint) -> int:
+    sizes = argument(node, "kernel_size")
+    window = 1
+    for size in sizes if isinstance(sizes, (list, tuple)) else (sizes,):
+        window *= size_hint(size) if isinstance(size, (int, torch.SymInt)) else 1
+    return window
