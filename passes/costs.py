@@ -16,9 +16,10 @@ from math import log2
 import torch
 from torch import fx
 
+from graphremat.passes import problem
 from graphremat.passes.devices import Device
 from graphremat.passes.flops import SizeHint, default_size_hint, node_flops, shape_of
-from graphremat.passes.kinds import NodeKind, argument, classify_kind, op_name, tensors_in
+from graphremat.passes.kinds import NodeKind, argument, classify_kind, op_name, problem_kind, tensors_in
 
 # Cost of one output element in simple float32 operations (an addition), by operator.
 #
@@ -133,7 +134,7 @@ def op_cost(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hi
         operations = _element_operations(node, kind, device, size_hint)
         basis = Basis.BYTES_ALONE if operations is None else Basis.ELEMENTS
         arithmetic_seconds = (operations or 0.0) / device.simple_ops_per_second
-    traffic_seconds = _traffic_seconds(moved_bytes, device)
+    traffic_seconds = _traffic_seconds(moved_bytes, device) + _first_touch_seconds(outputs, device, size_hint)
     return OpCost(
         seconds=max(arithmetic_seconds, traffic_seconds) + device.kernel_seconds,
         flops=flops or 0,
@@ -142,6 +143,62 @@ def op_cost(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hi
         traffic_seconds=traffic_seconds,
         basis=basis,
     )
+
+
+@dataclass(frozen=True)
+class Price:
+    """What the problem builder needs to know of a node.
+
+    Attributes:
+        kind: how the generated code runs it.
+        seconds: as a kernel of its own.
+        fused_seconds: inside another kernel: the arithmetic alone.
+        flops: of matmul-like operators.
+        heavy: with several readers, its result gets a buffer instead of being computed in each.
+        basis: what the price rests on.
+    """
+
+    kind: problem.Kind
+    seconds: float
+    fused_seconds: float
+    flops: int
+    heavy: bool
+    basis: Basis
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Prices on one device, for the problem builder."""
+
+    device: Device
+    size_hint: SizeHint = default_size_hint
+
+    def price(self, node: fx.Node) -> Price:
+        """The price of a node, alone and fused."""
+        cost = op_cost(node, self.device, self.size_hint)
+        return Price(
+            kind=problem_kind(node),
+            seconds=cost.seconds,
+            fused_seconds=cost.arithmetic_seconds,
+            flops=cost.flops,
+            heavy=self.device.kind == "cpu" and op_name(node) in CPU_HEAVY_OPS,
+            basis=cost.basis,
+        )
+
+    def key(self) -> str:
+        """Equal for models that give equal prices; belongs into whatever caches plans."""
+        return self.device.to_json()
+
+
+CPU_HEAVY_OPS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "exp", "gelu_backward", "log", "log10", "log1p", "log2", "log_sigmoid_forward", "logit", "mish", "sigmoid",
+        "silu", "silu_backward", "softplus", "tanh",
+    )
+)  # fmt: skip
+"""On CPUs Inductor gives what holds an exp, log, sigmoid or tanh after lowering a buffer when it has more than one
+reader: `torch._inductor.ir.StorageBox.should_realize_on_reuse`."""
 
 
 def priced_by_bytes_alone(nodes: Iterable[fx.Node], device: Device) -> tuple[str, ...]:
@@ -248,6 +305,16 @@ def _traffic_seconds(moved_bytes: int, device: Device) -> float:
     if moved_bytes <= device.cache_bytes:
         return moved_bytes / device.cache_bytes_per_second
     return moved_bytes / (device.bandwidth_bytes_per_second * device.bandwidth_efficiency)
+
+
+def _first_touch_seconds(outputs: list[torch.Tensor], device: Device, size_hint: SizeHint) -> float:
+    """Fresh pages for outputs so large that the allocator gives them back to the operating system each time."""
+    if not device.large_block_bytes:
+        return 0.0
+    sizes = [tensor_bytes(tensor, size_hint) for tensor in outputs]
+    return (
+        sum(size for size in sizes if size >= device.large_block_bytes) / device.first_touch_bytes_per_second
+    )
 
 
 def _matmul_operand(node: fx.Node) -> torch.Tensor:

@@ -1,0 +1,232 @@
+"""Measure what a processor can do, once, and remember it on disk. Needs torch.
+
+Datasheets do not predict a CPU: cores shared with others, vector width, the math library and the allocator decide. A
+quarter of a second of measuring does. Every number is rounded to two significant digits, so that a second measurement
+rarely changes a plan, and kept in the user's cache directory under a name made of the processor, the number of
+threads and torch's version. GPUs that :mod:`graphremat.passes.devices` does not know are measured in the same way.
+"""
+
+import hashlib
+import logging
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch.fx.experimental.proxy_tensor import maybe_disable_fake_tensor_mode
+
+from graphremat.passes.devices import Device, UnknownDevice, find_device
+
+logger = logging.getLogger(__name__)
+
+CACHE_FORMAT = 1
+"""Raise when the meaning of a cached number changes."""
+
+MATMUL_DTYPES = {"float32": 768, "bfloat16": 768, "float64": 384, "float16": 192}
+"""Side of the square matrices by dtype: large enough for the full rate, small enough for slow fallbacks (float16 has no
+kernel on many CPUs and runs 100 times slower)."""
+STREAM_BYTES = 64 * 2**20
+"""Bytes of each array of the streaming measurement: beyond the last-level cache of most processors."""
+CACHE_BYTES = 2**20
+"""Bytes of each array of the measurement in cache; operands up to eight times as much are taken to be there."""
+LARGE_BLOCK_BYTES = 32 * 2**20
+"""From this size on glibc's malloc always asks the operating system for fresh pages (DEFAULT_MMAP_THRESHOLD_MAX)."""
+REPEATS = 4
+
+
+def device_of(device: torch.device, *, cache_dir: Path | None = None) -> Device:
+    """What is known of a device of this machine: from the table of GPUs, else measured once and cached.
+
+    Args:
+        device: ``cpu`` or ``cuda``.
+        cache_dir: where measurements are kept; by default :func:`default_cache_dir`.
+
+    Raises:
+        UnknownDevice: there is no way to price that type of device.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        try:
+            known = find_device(name)
+        except UnknownDevice as error:
+            logger.info("%s; it is measured instead", error)
+            return _cached(name, device, cache_dir)
+        return known if torch.get_float32_matmul_precision() == "highest" else known.with_tf32()
+    if device.type == "cpu":
+        return _cached(cpu_name(), device, cache_dir)
+    raise UnknownDevice(f"no prices for a device of type {device.type!r}: only cpu and cuda are known")
+
+
+def default_cache_dir() -> Path:
+    """``$GRAPHREMAT_CACHE``, else ``graphremat`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
+    own = os.environ.get("GRAPHREMAT_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "graphremat"
+
+
+def cpu_name() -> str:
+    """The processor's model name, as the operating system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(errors="replace").splitlines():
+            if line.startswith(("model name", "Model\t")):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def cache_path(name: str, device_type: str, directory: Path) -> Path:
+    """The file of a device's measurement: one per processor, thread count, torch version and instruction set."""
+    threads = torch.get_num_threads() if device_type == "cpu" else 0
+    capability = torch.backends.cpu.get_cpu_capability() if device_type == "cpu" else ""
+    precision = torch.get_float32_matmul_precision()
+    key = "\n".join((str(CACHE_FORMAT), name, str(threads), capability, precision, torch.__version__))
+    return directory / f"device-{device_type}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+
+
+def _cached(name: str, device: torch.device, cache_dir: Path | None) -> Device:
+    directory = cache_dir if cache_dir is not None else default_cache_dir()
+    path = cache_path(name, device.type, directory)
+    remembered = _read(path)
+    if remembered is not None:
+        return remembered
+    measured = measure(name, device)
+    _write(path, measured)
+    # Another process may have been first; every process must plan with the same numbers.
+    return _read(path) or measured
+
+
+def _read(path: Path) -> Device | None:
+    """The cached device, or None if there is none; a file that cannot be read as one is reported and measured anew."""
+    try:
+        return Device.from_json(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        logger.warning("the cached measurement in %s cannot be used (%s): measuring again", path, error)
+        return None
+
+
+def _write(path: Path, measured: Device) -> None:
+    """Put the file there whole or not at all; a readable one that another process put there first is kept."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            file.write(measured.to_json() + "\n")
+        temporary = Path(file.name)
+    except OSError as error:
+        logger.warning(
+            "the measurement of this device cannot be kept (%s); every process will measure again", error
+        )
+        return
+    try:
+        if not path.exists() or _read(path) is not None:
+            path.hardlink_to(temporary)  # fails if the file is there: the first writer wins
+        else:
+            temporary.replace(path)
+    except FileExistsError:
+        logger.debug("another process measured %s first", path)
+    except OSError as error:
+        logger.debug("no hard links here (%s): the last writer of %s wins", error, path)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def measure(name: str, device: torch.device) -> Device:
+    """Measure a device with torch's own kernels; takes about half a second.
+
+    Args:
+        name: the name to give it.
+        device: where to measure; the process should have it to itself.
+    """
+    started = time.perf_counter()
+    # A backend is called while tensors are fake; what is timed here must be real.
+    with torch.no_grad(), maybe_disable_fake_tensor_mode():
+        kernel_seconds = _kernel_seconds(device)
+        flops = {dtype: _matmul_flops_per_second(dtype, device) for dtype in MATMUL_DTYPES}
+        stream, stream_seconds = _bandwidth(STREAM_BYTES, device)
+        cached, _ = _bandwidth(CACHE_BYTES, device)
+        first_touch = _first_touch(STREAM_BYTES, stream_seconds, device) if device.type == "cpu" else 0.0
+    measured = Device(
+        name=name,
+        kind=device.type,
+        memory_bytes=_memory_bytes(device),
+        bandwidth_bytes_per_second=_round(stream),
+        flops_per_second={dtype: _round(rate) for dtype, rate in flops.items()},
+        kernel_seconds=_round(kernel_seconds),
+        simple_ops_per_second=_round(flops["float32"] / 2),
+        cache_bytes=8 * CACHE_BYTES if cached > stream else 0,
+        cache_bytes_per_second=_round(max(cached, stream)),
+        large_block_bytes=LARGE_BLOCK_BYTES if first_touch else 0,
+        first_touch_bytes_per_second=_round(first_touch),
+        source="measured on this machine",
+    )
+    logger.info("measured %s in %.2f s: %s", name, time.perf_counter() - started, measured.to_json())
+    return measured
+
+
+def _round(value: float) -> float:
+    """Two significant digits."""
+    return float(f"{value:.1e}")
+
+
+def _seconds(run: Callable[[], object], device: torch.device, *, calls: int = 1) -> float:
+    """The shortest of a few timings of ``calls`` calls, after one that is not timed."""
+    best = float("inf")
+    run()
+    for _ in range(REPEATS):
+        _wait(device)
+        started = time.perf_counter()
+        for _ in range(calls):
+            run()
+        _wait(device)
+        best = min(best, time.perf_counter() - started)
+    return max(best, 1e-9)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _matmul_flops_per_second(dtype: str, device: torch.device) -> float:
+    # A GPU needs far larger matrices than a CPU before its full rate shows.
+    side = MATMUL_DTYPES[dtype] * (1 if device.type == "cpu" else 8)
+    a = torch.ones(side, side, dtype=getattr(torch, dtype), device=device)
+    out = torch.empty_like(a)
+    return 2 * side**3 / _seconds(lambda: torch.mm(a, a, out=out), device)
+
+
+def _bandwidth(size_bytes: int, device: torch.device) -> tuple[float, float]:
+    """Bytes per second of adding two arrays of that size into a third, and the seconds it took."""
+    a, b, out = (torch.ones(size_bytes // 4, device=device) for _ in range(3))
+    calls = max(1, STREAM_BYTES // size_bytes // 8)
+    seconds = _seconds(lambda: torch.add(a, b, out=out), device, calls=calls) / calls
+    return 3 * size_bytes / seconds, seconds
+
+
+def _first_touch(size_bytes: int, stream_seconds: float, device: torch.device) -> float:
+    """Bytes per second at which fresh pages come; 0 if filling a fresh block takes no longer than an old one."""
+    old = torch.ones(size_bytes // 4, device=device)
+    again = _seconds(lambda: old.fill_(1.0), device)
+    fresh = _seconds(lambda: torch.empty_like(old).fill_(1.0), device)
+    extra = fresh - again
+    return size_bytes / extra if extra > stream_seconds / 4 else 0.0
+
+
+def _kernel_seconds(device: torch.device) -> float:
+    small = torch.ones(16, device=device)
+    out = torch.empty_like(small)
+    calls = 500
+    return _seconds(lambda: torch.add(small, small, out=out), device, calls=calls) / calls
+
+
+def _memory_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
