@@ -4,7 +4,7 @@ One section a topic, each with what we rely on, so that a new torch release is c
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -169,6 +169,13 @@ def donates_buffers() -> bool:
     from torch._functorch import config
 
     return bool(config.donated_buffer)
+
+
+def disable_current_modes() -> AbstractContextManager[None]:
+    """No dispatch mode that is active outside sees what is called inside."""
+    from torch.utils._python_dispatch import _disable_current_modes
+
+    return _disable_current_modes()
 
 
 def storage_key(tensor: torch.Tensor) -> int:
