@@ -5,6 +5,7 @@ is a few lines over a module that does the work, and that module is imported onl
 """
 
 import json
+import os
 from dataclasses import asdict
 from typing import Annotated
 
@@ -98,6 +99,7 @@ def demo() -> None:
 
     Exits with 1 if a budget was exceeded, the loss did not fall, or gradients differ from eager's.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # read by torch's profiler when torch is loaded
     from graphremat.demo import main as run_demo
 
     raise typer.Exit(run_demo())
