@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch.fx.experimental.proxy_tensor import maybe_disable_fake_tensor_mode
 
 from graphremat.passes.devices import Device, UnknownDevice, find_device
+from graphremat.passes.torch_private import disable_current_modes
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def measure(name: str, device: torch.device) -> Device:
     """
     started = time.perf_counter()
     # A backend is called while tensors are fake; what is timed here must be real.
-    with torch.no_grad(), maybe_disable_fake_tensor_mode():
+    with torch.no_grad(), disable_current_modes():
         kernel_seconds = _kernel_seconds(device)
         flops = {dtype: _matmul_flops_per_second(dtype, device) for dtype in MATMUL_DTYPES}
         stream, stream_seconds = _bandwidth(STREAM_BYTES, device)
