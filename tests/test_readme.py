@@ -1,0 +1,41 @@
+"""What README.md says is so: its code runs, its table of options is the options, its versions are the supported ones."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from graphremat.options import Options
+from graphremat.versions import supported_torch_text
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_there_is_code_to_run() -> None:
+    assert len(PYTHON_BLOCKS) == README.count("```python") == 2
+
+
+@pytest.mark.parametrize("code", PYTHON_BLOCKS, ids=["budget", "infeasible"])
+def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert code.count("options={") == 1
+    quick = code.replace("options={", 'options={"lowering": "aot_eager", ')
+    exec(compile(quick, "README.md", "exec"), {"__name__": "__main__"})
+    assert capsys.readouterr().out
+
+
+def test_the_options_are_the_options() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| \S.* \|$", README, flags=re.MULTILINE)
+    assert rows == [(option.name, repr(option.default)) for option in fields(Options)]
+
+
+def test_the_supported_versions_are_stated() -> None:
+    assert f"Supported: torch {supported_torch_text()}." in README
+
+
+def test_every_file_that_is_named_is_there() -> None:
+    root = Path(__file__).resolve().parents[1]
+    named = set(re.findall(r"\]\(([\w/.]+)\)", README)) | set(re.findall(r"`(\w+/\w+\.py)`", README))
+    assert named
+    assert [name for name in sorted(named) if not (root / name).exists()] == []
