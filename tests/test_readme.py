@@ -1,4 +1,4 @@
-"""What README.md says is so: its code runs, its table of options is the options, its versions are the supported ones."""
+"""What README.md says is so: its code runs, its options are the options, its versions are the supported ones."""
 
 import re
 from dataclasses import fields
