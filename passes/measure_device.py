@@ -12,13 +12,19 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from graphremat.passes.devices import Device, UnknownDevice, find_device
 from graphremat.passes.torch_private import disable_current_modes
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: processes may measure at the same time there
+    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +40,13 @@ CACHE_BYTES = 2**20
 """Bytes of each array of the measurement in cache; operands up to eight times as much are taken to be there."""
 LARGE_BLOCK_BYTES = 32 * 2**20
 """From this size on glibc's malloc always asks the operating system for fresh pages (DEFAULT_MMAP_THRESHOLD_MAX)."""
-REPEATS = 4
+REPEATS = 3
+"""Timings of one rate in one round."""
+ROUNDS = 3
+ENOUGH_SECONDS = 0.8
+"""No further round is begun after this time."""
+DISTURBED = 0.7
+"""A round this much slower than the best means that the machine was busy; undisturbed rounds differ by 5%."""
 
 
 def device_of(device: torch.device, *, cache_dir: Path | None = None) -> Device:
@@ -94,10 +106,32 @@ def _cached(name: str, device: torch.device, cache_dir: Path | None) -> Device:
     remembered = _read(path)
     if remembered is not None:
         return remembered
-    measured = measure(name, device)
-    _write(path, measured)
-    # Another process may have been first; every process must plan with the same numbers.
+    with _one_at_a_time(path):
+        remembered = _read(path)
+        if remembered is not None:
+            return remembered
+        measured = measure(name, device)
+        _write(path, measured)
+    # Every process must plan with the same numbers, so what is on disk counts.
     return _read(path) or measured
+
+
+@contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Keep other processes from measuring at the same time: they would disturb each other, and get other numbers."""
+    if fcntl is None:
+        yield
+        return
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.with_suffix(".lock").open("w")
+    except OSError as error:
+        logger.debug("no lock for %s: %s", path, error)
+        yield
+        return
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
+        yield
 
 
 def _read(path: Path) -> Device | None:
@@ -112,7 +146,7 @@ def _read(path: Path) -> Device | None:
 
 
 def _write(path: Path, measured: Device) -> None:
-    """Put the file there whole or not at all; a readable one that another process put there first is kept."""
+    """Put the file there whole or not at all."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
@@ -123,51 +157,59 @@ def _write(path: Path, measured: Device) -> None:
             "the measurement of this device cannot be kept (%s); every process will measure again", error
         )
         return
-    try:
-        if not path.exists() or _read(path) is not None:
-            path.hardlink_to(temporary)  # fails if the file is there: the first writer wins
-        else:
-            temporary.replace(path)
-    except FileExistsError:
-        logger.debug("another process measured %s first", path)
-    except OSError as error:
-        logger.debug("no hard links here (%s): the last writer of %s wins", error, path)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary.replace(path)
 
 
 def measure(name: str, device: torch.device) -> Device:
-    """Measure a device with torch's own kernels; takes about half a second.
+    """Measure a device with torch's own kernels; takes about half a second where nothing else runs.
 
     Args:
         name: the name to give it.
-        device: where to measure; the process should have it to itself.
+        device: where to measure; the process should have it to itself. The best of a few rounds counts, so that a short
+            disturbance does no harm; a longer one is warned of.
     """
     started = time.perf_counter()
     # A backend is called while tensors are fake; what is timed here must be real.
     with torch.no_grad(), disable_current_modes():
-        kernel_seconds = _kernel_seconds(device)
-        flops = {dtype: _matmul_flops_per_second(dtype, device) for dtype in MATMUL_DTYPES}
-        stream, stream_seconds = _bandwidth(STREAM_BYTES, device)
-        cached, _ = _bandwidth(CACHE_BYTES, device)
-        first_touch = _first_touch(STREAM_BYTES, stream_seconds, device) if device.type == "cpu" else 0.0
+        rounds = [_round_of_rates(device)]
+        while len(rounds) < ROUNDS and time.perf_counter() - started < ENOUGH_SECONDS:
+            rounds.append(_round_of_rates(device))
+    best = {key: max(rates[key] for rates in rounds) for key in rounds[0]}
+    worst = min(rates["float32"] for rates in rounds)
+    if worst < DISTURBED * best["float32"]:
+        logger.warning(
+            "something else was running while %s was measured: float32 matmuls ran at %.2g to %.2g FLOP/s; remove the "
+            "files device-* in the cache directory to measure again on a quiet machine",
+            name, worst, best["float32"],
+        )  # fmt: skip
     measured = Device(
         name=name,
         kind=device.type,
         memory_bytes=_memory_bytes(device),
-        bandwidth_bytes_per_second=_round(stream),
-        flops_per_second={dtype: _round(rate) for dtype, rate in flops.items()},
-        kernel_seconds=_round(kernel_seconds),
-        simple_ops_per_second=_round(flops["float32"] / 2),
-        cache_bytes=8 * CACHE_BYTES if cached > stream else 0,
-        cache_bytes_per_second=_round(max(cached, stream)),
-        large_block_bytes=LARGE_BLOCK_BYTES if first_touch else 0,
-        first_touch_bytes_per_second=_round(first_touch),
+        bandwidth_bytes_per_second=_round(best["stream"]),
+        flops_per_second={dtype: _round(best[dtype]) for dtype in MATMUL_DTYPES},
+        kernel_seconds=_round(1 / best["kernels"]),
+        simple_ops_per_second=_round(best["float32"] / 2),
+        cache_bytes=8 * CACHE_BYTES if best["cache"] > best["stream"] else 0,
+        cache_bytes_per_second=_round(max(best["cache"], best["stream"])),
+        large_block_bytes=LARGE_BLOCK_BYTES if best["first_touch"] else 0,
+        first_touch_bytes_per_second=_round(best["first_touch"]),
         source="measured on this machine",
     )
     logger.info("measured %s in %.2f s: %s", name, time.perf_counter() - started, measured.to_json())
     return measured
+
+
+def _round_of_rates(device: torch.device) -> dict[str, float]:
+    """Every rate once: FLOP/s by dtype; bytes/s of ``stream``, ``cache`` and ``first_touch``; kernels per second."""
+    stream, stream_seconds = _bandwidth(STREAM_BYTES, device)
+    return {
+        **{dtype: _matmul_flops_per_second(dtype, device) for dtype in MATMUL_DTYPES},
+        "stream": stream,
+        "cache": _bandwidth(CACHE_BYTES, device)[0],
+        "first_touch": _first_touch(STREAM_BYTES, stream_seconds, device) if device.type == "cpu" else 0.0,
+        "kernels": 1 / _kernel_seconds(device),
+    }
 
 
 def _round(value: float) -> float:
