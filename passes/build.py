@@ -2,7 +2,6 @@
 
 import operator
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,11 +9,14 @@ import torch.fx as fx
 
 from graphremat.passes import torch_private as private
 from graphremat.passes.classify import JointGraph
-from graphremat.passes.costs import CostModel
+from graphremat.passes.costs import op_cost
+from graphremat.passes.devices import Device
+from graphremat.passes.flops import SizeHint
+from graphremat.passes.kinds import op_name, problem_kind
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Phase, Problem
 
-SizeHint = Callable[[object], int]
-"""Turns a size, which may be symbolic, into a number."""
+HEAVY_OPS = frozenset({"aten.exp", "aten.sigmoid"})
+"""Inductor gives these a buffer on the CPU when they have several readers (``StorageBox.should_realize_on_reuse``)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,25 +30,25 @@ class Index:
     op_of: dict[fx.Node, int]
 
 
-def build_problem(joint: JointGraph, costs: CostModel, *, fuses: bool, size_hint: SizeHint) -> tuple[Problem, Index]:
+def build_problem(joint: JointGraph, device: Device, *, fuses: bool, size_hint: SizeHint) -> tuple[Problem, Index]:
     """Describe the joint graph as a :class:`Problem`.
 
     Args:
         joint: the classified joint graph.
-        costs: seconds of an op.
+        device: the device whose prices hold.
         fuses: whether the lowering joins ops into kernels (Inductor does, ``aot_eager`` does not).
         size_hint: evaluates symbolic sizes.
     """
-    reader = _Reader(joint, costs, fuses, size_hint)
+    reader = _Reader(joint, device, fuses, size_hint)
     for node in joint.module.graph.nodes:
         reader.read(node)
     return reader.finish()
 
 
 class _Reader:
-    def __init__(self, joint: JointGraph, costs: CostModel, fuses: bool, size_hint: SizeHint) -> None:
+    def __init__(self, joint: JointGraph, device: Device, fuses: bool, size_hint: SizeHint) -> None:
         self._joint = joint
-        self._costs = costs
+        self._device = device
         self._fuses = fuses
         self._hint = size_hint
         self._builder = Builder(fuses=fuses)
@@ -80,14 +82,13 @@ class _Reader:
         if private.is_sym_node(node):
             return
         reads = self._reads(node)
-        cost = self._costs.price(node)
-        if cost.kind is Kind.VIEW and reads and isinstance(val, torch.Tensor):
+        cost = op_cost(node, self._device, self._hint)
+        kind = problem_kind(node)
+        if kind is Kind.VIEW and reads and isinstance(val, torch.Tensor):
             storage = self._builder.storage_of(reads[0])
             writes = [self._add_value(node, storage, val)]
-            kind = Kind.VIEW
         else:
-            kind = cost.kind if self._fuses else Kind.KERNEL
-            kind = Kind.KERNEL if kind is Kind.VIEW else kind
+            kind = kind if self._fuses and kind is not Kind.VIEW else Kind.KERNEL
             writes = self._write(node, val)
         phase = self._joint.phases[node]
         self._builder.add(
@@ -99,9 +100,9 @@ class _Reader:
                 kind=kind,
                 phase=phase,
                 seconds=cost.seconds,
-                fused_seconds=min(cost.fused_seconds, cost.seconds),
+                fused_seconds=cost.arithmetic_seconds,
                 flops=cost.flops,
-                reads_many=cost.heavy,
+                reads_many=op_name(node) in HEAVY_OPS,
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, ""),
             )

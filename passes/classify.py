@@ -11,6 +11,7 @@ import torch
 import torch.fx as fx
 
 from graphremat.passes import torch_private as private
+from graphremat.passes.kinds import NodeKind, classify_kind, replays_from_seed
 from graphremat.passes.problem import Phase
 
 
@@ -84,7 +85,7 @@ def keep_reason(node: fx.Node) -> str:
     if node.meta.get("recompute") == torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE:
         return "marked to be saved"
     if isinstance(target, torch._ops.OpOverload):
-        if torch.Tag.nondeterministic_seeded in target.tags:
+        if classify_kind(node) is NodeKind.RANDOM and not replays_from_seed(node):
             return "random: it would draw again"
         if target._schema.is_mutable:
             return "mutates an operand"

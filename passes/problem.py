@@ -291,7 +291,7 @@ class Builder:
         self.add(
             Op(
                 name=name,
-                target=name,
+                target=name.rstrip("0123456789_."),
                 reads=reads,
                 writes=(value,),
                 kind=kind,

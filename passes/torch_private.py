@@ -28,6 +28,12 @@ from torch._functorch.partitioners import is_sym_node as is_sym_node
 from torch._functorch.partitioners import min_cut_rematerialization_partition as torch_partition
 from torch._functorch.partitioners import must_recompute as must_recompute
 from torch._functorch.partitioners import thread_graphsafe_rng_from_hops as thread_graphsafe_rng_from_hops
+from torch._dynamo.backends.common import aot_autograd as aot_autograd
+from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
+from torch._inductor.choices import InductorChoices as InductorChoices
+from torch._inductor.compile_fx import compile_fx as compile_fx
+from torch._inductor.compile_fx import compile_fx_inner as compile_fx_inner
+from torch._inductor.custom_graph_pass import CustomPartitionerFn as CustomPartitionerFn
 from torch._library.utils import is_builtin as is_builtin_operator
 from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module
 
@@ -175,7 +181,8 @@ def disable_current_modes() -> AbstractContextManager[None]:
     """No dispatch mode that is active outside sees what is called inside."""
     from torch.utils._python_dispatch import _disable_current_modes
 
-    return _disable_current_modes()
+    modes: AbstractContextManager[None] = _disable_current_modes()
+    return modes
 
 
 def storage_key(tensor: torch.Tensor) -> int:
@@ -271,6 +278,8 @@ def inductor_wrapper_code(
     from torch._dynamo.utils import preserve_rng_state
     from torch._inductor import compile_fx, config
     from torch._inductor.debug import DebugContext
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.fx_passes.post_grad import view_to_reshape
     from torch._inductor.graph import GraphLowering
     from torch._inductor.utils import count_tangents, num_fw_fixed_arguments, shape_env_from_inputs
     from torch._inductor.virtualized import V
@@ -291,7 +300,7 @@ def inductor_wrapper_code(
         preserve_rng_state(),
         torch.no_grad(),
     ):
-        compile_fx.view_to_reshape(gm)
+        view_to_reshape(gm)  # type: ignore[no-untyped-call]
         fake_mode = compile_fx.fake_tensor_prop(gm, inputs)
         compile_fx._recursive_record_original_output_strides(gm)
         with V.set_fake_mode(fake_mode), compile_fx.get_cuda_device_context(gm):
@@ -312,7 +321,7 @@ def inductor_wrapper_code(
                 is_inference=False,
                 is_backward=is_backward,
                 inputs_to_check=compile_fx.get_input_idxs_to_check(inputs, static_inputs),
-                get_decomp_fn=compile_fx.select_decomp_table,
+                get_decomp_fn=select_decomp_table,
             )
             graph.bw_donated_idxs = list(donated_inputs)
             graph.freeze_runtime_asserts()
@@ -334,3 +343,27 @@ def _output_strides(graph: Any, out: Any) -> tuple[int, ...] | None:
     if not isinstance(out, IRNode) or not out.has_tensor_output():
         return None
     return tuple(int(graph.sizevars.optimization_hint(stride)) for stride in out.get_layout().stride)
+
+
+# ---- Inductor: the way in --------------------------------------------------------------------------------------------
+# compile_fx(gm, inputs, inner_compile=..., config_patches=...) hands the joint graph, after its own joint-graph passes,
+# to config.custom_partitioner_fn, and wraps inner_compile in the patches, so that they also hold for the backward, which
+# is compiled when it first runs. A CustomPartitionerFn's uuid() goes into the keys of both caches.
+# ShortenTraceback passes through Dynamo as it is, where any other exception comes out as BackendCompilerFailed.
+
+
+def inductor_choices(handler: Any) -> Any:
+    """A context in which Inductor asks ``handler`` about fusion."""
+    from torch._inductor.virtualized import V
+
+    return V.set_choices_handler(handler)
+
+
+def origin_names(scheduler_node: Any) -> list[str]:
+    """Names of the FX nodes that a scheduler node computes, fused or not."""
+    names: list[str] = []
+    for part in scheduler_node.get_nodes():
+        ir_node = part.node
+        if ir_node is not None:
+            names.extend(origin.name for origin in ir_node.get_origins())
+    return sorted(set(names))

@@ -1,0 +1,46 @@
+"""Numbered dumps of every stage of one compiled graph. Needs no torch.
+
+Names are stable and hold no address and no random part. Every file is written beside its place and then moved there,
+so that an interrupted run leaves no half file.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from graphremat.errors import PlanningError
+
+
+class Dumps:
+    """Writes into ``root/graph-NNN``; with no root it writes nothing.
+
+    Texts are given as functions, so that nothing is rendered when nothing is written.
+    """
+
+    def __init__(self, root: Path | None, graph: int) -> None:
+        self.folder = None if root is None else root / f"graph-{graph:03d}"
+
+    def write(self, name: str, text: Callable[[], str]) -> None:
+        """Write ``text()`` under ``name``.
+
+        Raises:
+            PlanningError: the folder cannot be written; it names the option.
+        """
+        if self.folder is None:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=self.folder)
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as file:
+                    file.write(text())
+                Path(temporary).replace(self.folder / name)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise PlanningError(f"cannot write the dump {self.folder / name} (option dump_dir): {error}") from error
+
+    def __str__(self) -> str:
+        return "none (set the option dump_dir)" if self.folder is None else str(self.folder)

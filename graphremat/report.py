@@ -1,0 +1,145 @@
+"""What was done to a compiled graph, and why: as an object, and as text for a dump. Needs no torch."""
+
+import json
+import threading
+from collections import deque
+from dataclasses import asdict, dataclass
+
+from graphremat.passes.plan import Plan
+from graphremat.passes.problem import Kind, Problem
+from graphremat.passes.replay import Replay
+from graphremat.units import format_bytes
+
+KEPT_REPORTS = 64
+"""Reports of the latest compiled graphs that :func:`reports` gives."""
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One plan of the frontier: ``generated_peak_bytes`` is None where its code was not generated."""
+
+    planned_peak_bytes: int
+    generated_peak_bytes: int | None
+    recomputed_seconds: float
+    step_seconds: float
+    saved_bytes: int
+    origin: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The plan of one compiled graph.
+
+    Peaks count every byte alive at the worst moment of forward and backward: inputs, saved values, temporaries and
+    gradients. ``planned_peak_bytes`` is the planner's replay, ``generated_peak_bytes`` the dry run of the code that
+    really runs. ``budget_bytes`` is None where no budget was asked for; ``lowest_peak_bytes`` and
+    ``fastest_peak_bytes`` are the ends of the range, None where they were not needed.
+    """
+
+    graph: int
+    lowering: str
+    budget_bytes: int | None
+    input_bytes: int
+    gradient_bytes: int
+    planned_peak_bytes: int
+    generated_peak_bytes: int
+    lowest_peak_bytes: int | None
+    fastest_peak_bytes: int | None
+    saved_bytes: int
+    saved_count: int
+    recomputed_ops: int
+    recomputed_seconds: float
+    recomputed_flops: int
+    step_seconds: float
+    plan_seconds: float
+    peak_at: str
+    holders: tuple[tuple[str, int], ...]
+    frontier: tuple[FrontierPoint, ...]
+    chosen: int
+    dump_dir: str | None = None
+
+    def to_json(self) -> str:
+        """The report as JSON text."""
+        return json.dumps(asdict(self), indent=1)
+
+    def __str__(self) -> str:
+        budget = "none" if self.budget_bytes is None else format_bytes(self.budget_bytes)
+        lines = [
+            f"graph {self.graph}, lowered by {self.lowering}",
+            f"  budget     {budget}",
+            f"  peak       {format_bytes(self.generated_peak_bytes)} of generated code,"
+            f" {format_bytes(self.planned_peak_bytes)} planned, at {self.peak_at}",
+            f"  of it      {format_bytes(self.input_bytes)} inputs, {format_bytes(self.gradient_bytes)} gradients",
+            f"  saved      {self.saved_count} values, {format_bytes(self.saved_bytes)}",
+            f"  recomputed {self.recomputed_ops} ops, {self.recomputed_seconds * 1e3:.2f} ms of a step of"
+            f" {self.step_seconds * 1e3:.2f} ms (model)",
+        ]
+        lines += [f"    {format_bytes(size):>12}  {name}" for name, size in self.holders[:5]]
+        return "\n".join(lines)
+
+
+_reports: deque[Report] = deque(maxlen=KEPT_REPORTS)
+_lock = threading.Lock()
+
+
+def record(report: Report) -> None:
+    """Make ``report`` the last one."""
+    with _lock:
+        _reports.append(report)
+
+
+def reports() -> tuple[Report, ...]:
+    """Reports of the latest graphs compiled in this process, oldest first."""
+    with _lock:
+        return tuple(_reports)
+
+
+def last_report() -> Report:
+    """The report of the graph compiled last in this process.
+
+    A graph that torch takes from its cache is not planned again and gives no report.
+
+    Raises:
+        LookupError: no graph was planned yet.
+    """
+    with _lock:
+        if not _reports:
+            raise LookupError("no graph has been planned by graphremat in this process yet")
+        return _reports[-1]
+
+
+def saved_table(problem: Problem, plan: Plan, replayed: Replay) -> str:
+    """``saved.md``: a line a saved value: bytes, shape, where it comes from, why it is saved."""
+    recomputed = set(plan.recomputed(problem))
+    rows = []
+    for value in plan.saved:
+        v = problem.values[value]
+        op = problem.ops[v.producer]
+        size = problem.storages[v.storage].size_bytes
+        why = f"must not run again: {op.keep}" if op.keep else _why(problem, value, recomputed)
+        rows.append((size, f"| {size:,} | {v.label} | {v.name} | {op.target} | {v.module} | {v.source} | {why} |"))
+    rows.sort(key=lambda row: (-row[0], row[1]))
+    head = [
+        "# Saved for the backward",
+        "",
+        f"{len(rows)} values, {format_bytes(replayed.saved_bytes)} beyond inputs and outputs; planned peak "
+        f"{format_bytes(replayed.peak_bytes)}.",
+        "",
+        "| bytes | value | name | op | module | source line | why |",
+        "| ---: | --- | --- | --- | --- | --- | --- |",
+    ]
+    return "\n".join([*head, *(row for _, row in rows)]) + "\n"
+
+
+def _why(problem: Problem, value: int, recomputed: set[int]) -> str:
+    """Saved by choice: what its absence would cost, and who reads it."""
+    op = problem.ops[problem.values[value].producer]
+    pending, readers = [value], []
+    while pending:
+        for reader in problem.readers[pending.pop()]:
+            if problem.ops[reader].kind is Kind.VIEW:
+                pending.extend(problem.ops[reader].writes)
+            elif problem.ops[reader].phase.value == "backward" or reader in recomputed:
+                readers.append(problem.ops[reader].name)
+    shown = ", ".join(dict.fromkeys(readers[:3])) + (", ..." if len(readers) > 3 else "")
+    return f"making it again takes {op.seconds * 1e3:.3f} ms; read by {shown or 'nothing'}"

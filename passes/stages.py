@@ -1,0 +1,299 @@
+"""Split a network where little is alive, from the graph alone. Free of torch.
+
+Between two blocks of a network few bytes cross from what has run to what is to come. Such narrow places divide the
+forward into stages; the backward falls into windows, one a stage, the last stage first. A *segment* is a run of
+consecutive stages; its own little problem can be cut out of the large one, planned and replayed alone.
+
+    >>> from graphremat.passes.testing import chain
+    >>> stages = find_stages(chain(length=6))
+    >>> len(stages.starts), stages.windows[0]
+    (5, (4, 6))
+"""
+
+from dataclasses import dataclass
+
+from graphremat.passes.problem import Builder, Holder, Kind, Op, Phase, Problem, Storage, Value
+
+MOST_STAGES = 48
+"""A chain of more narrow places is thinned to at most this many stages; the programme is quadratic in it."""
+NARROW = 1.5
+"""A place counts as narrow when at most this many times the bytes of the median local minimum cross it."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Stages of a forward and their windows of the backward.
+
+    ``starts[k]`` is the first forward position (index into ``forward``) of stage ``k``; ``windows[k]`` the half-open
+    range of positions in ``backward`` that belongs to it; ``crossing[k]`` the values alive when stage ``k`` starts,
+    which its recomputation needs; ``stage_of`` the stage of each op that is not of the backward.
+    """
+
+    forward: tuple[int, ...]
+    backward: tuple[int, ...]
+    starts: tuple[int, ...]
+    windows: tuple[tuple[int, int], ...]
+    crossing: tuple[tuple[int, ...], ...]
+    stage_of: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+def find_stages(problem: Problem, most: int = MOST_STAGES) -> Stages:
+    """Find the stages of ``problem``: at least one, at most ``most``."""
+    forward = tuple(i for i, op in enumerate(problem.ops) if op.phase is Phase.FORWARD)
+    backward = tuple(i for i, op in enumerate(problem.ops) if op.phase is Phase.BACKWARD)
+    width, last_read = _widths(problem, forward)
+    starts = _thin(problem, forward, _narrow_places(width), most)
+    while True:
+        stage_of = _stage_of(problem, forward, starts)
+        windows = _windows(problem, backward, stage_of, len(starts))
+        empty = [k for k, (first, stop) in enumerate(windows) if first == stop and k > 0]
+        if not empty:
+            break
+        starts = [s for k, s in enumerate(starts) if k not in set(empty)]
+    crossing = tuple(_crossing(problem, forward, last_read, start) for start in starts)
+    return Stages(forward, backward, tuple(starts), tuple(windows), crossing, tuple(stage_of))
+
+
+def _widths(problem: Problem, forward: tuple[int, ...]) -> tuple[list[int], dict[int, int]]:
+    """Bytes that cross into each forward position, and the last forward position that reads each storage."""
+    first: dict[int, int] = {}
+    last: dict[int, int] = {}
+    for position, index in enumerate(forward):
+        for read in problem.ops[index].reads:
+            last[problem.values[read].storage] = position
+        for write in problem.ops[index].writes:
+            first.setdefault(problem.values[write].storage, position)
+    change = [0] * (len(forward) + 1)
+    for storage, made in first.items():
+        if storage in last and problem.storages[storage].holder is Holder.GRAPH and last[storage] > made:
+            change[made + 1] += problem.storages[storage].size_bytes
+            change[last[storage] + 1] -= problem.storages[storage].size_bytes
+    width, running = [], 0
+    for position in range(len(forward)):
+        running += change[position]
+        width.append(running)
+    return width, last
+
+
+def _narrow_places(width: list[int]) -> list[int]:
+    """Positions where the width is a local minimum and small among the local minima; 0 is always one."""
+    minima = [
+        p
+        for p in range(1, len(width))
+        if width[p] > 0
+        and (p == 1 or width[p] <= width[p - 1])
+        and (p + 1 == len(width) or width[p] <= width[p + 1])
+    ]
+    if not minima:
+        return [0]
+    median = sorted(width[p] for p in minima)[len(minima) // 2]
+    return [0] + [p for p in minima if width[p] <= NARROW * median]
+
+
+def _thin(problem: Problem, forward: tuple[int, ...], places: list[int], most: int) -> list[int]:
+    """Keep every so many-th place, at most ``most``; of the possible strides the one whose stages are most alike."""
+    if len(places) <= most:
+        return places
+    least = -(-len(places) // most)
+
+    def kinds(stride: int) -> tuple[int, int]:
+        kept = places[::stride]
+        spans = zip(kept, kept[1:], strict=False)
+        return len({tuple(problem.ops[forward[p]].target for p in range(a, b)) for a, b in spans}), stride
+
+    return places[:: min(range(least, 2 * least + 1), key=kinds)]
+
+
+def _stage_of(problem: Problem, forward: tuple[int, ...], starts: list[int]) -> list[int]:
+    """The stage of each op; an op that only the backward needs belongs where its latest operand is made, -1 if it reads
+    graph inputs alone."""
+    stage_of = [-1] * len(problem.ops)
+    bounds = [*starts[1:], len(forward)]
+    stage = 0
+    for position, index in enumerate(forward):
+        while position >= bounds[stage]:
+            stage += 1
+        stage_of[index] = stage
+    for index, op in enumerate(problem.ops):
+        if op.phase is Phase.EITHER:
+            producers = [problem.values[r].producer for r in op.reads]
+            stage_of[index] = max((stage_of[p] for p in producers if p >= 0), default=-1)
+    return stage_of
+
+
+def _windows(
+    problem: Problem, backward: tuple[int, ...], stage_of: list[int], count: int
+) -> list[tuple[int, int]]:
+    """The window of stage ``k`` ends with the last op that reads something of stage ``k`` or a later one."""
+    last = [-1] * count
+    for position, index in enumerate(backward):
+        deepest = max(
+            (
+                stage_of[problem.values[r].producer]
+                for r in problem.ops[index].reads
+                if problem.values[r].producer >= 0
+                and problem.ops[problem.values[r].producer].phase is not Phase.BACKWARD
+            ),
+            default=-1,
+        )
+        if deepest >= 0:
+            last[deepest] = position
+    windows: list[tuple[int, int]] = []
+    before = 0
+    for stage in range(count - 1, -1, -1):
+        stop = len(backward) if stage == 0 else max(before, last[stage] + 1)
+        windows.append((before, stop))
+        before = stop
+    return windows[::-1]
+
+
+def _crossing(
+    problem: Problem, forward: tuple[int, ...], last_read: dict[int, int], start: int
+) -> tuple[int, ...]:
+    found: dict[int, None] = {}
+    for index in forward[:start]:
+        for write in problem.ops[index].writes:
+            storage = problem.values[write].storage
+            held = problem.storages[storage].holder is not Holder.GRAPH
+            if problem.ops[index].kind is not Kind.VIEW and not held and last_read.get(storage, -1) >= start:
+                found[write] = None
+    return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """The problem of stages ``first`` to ``stop - 1`` alone, and the way back to the whole.
+
+    What comes from outside is a graph input of no bytes, since it is counted where it is kept; gradients that come in
+    are made by an op at the start of the backward, so that they can die.
+    """
+
+    first: int
+    stop: int
+    problem: Problem
+    value_of: dict[int, int]
+    """Value of the segment's problem -> value of the whole."""
+    next_crossing: tuple[int, ...]
+    """Values of the segment's problem that cross into the next stage; they are kept with the next segment."""
+
+
+def cut_out(problem: Problem, stages: Stages, first: int, stop: int) -> Segment:
+    """The problem of the stages ``first <= k < stop`` alone."""
+    fw_stop = stages.starts[stop] if stop < len(stages) else len(stages.forward)
+    inside = set(stages.forward[stages.starts[first] : fw_stop])
+    window = stages.backward[stages.windows[stop - 1][0] : stages.windows[first][1]]
+    in_window = set(window)
+    ops = sorted(inside | _either_ops(problem, stages, window, first, stop))
+    builder = Builder(fuses=problem.fuses)
+    writer = _Transcript(problem, builder)
+    for index in ops:
+        writer.transcribe(problem.ops[index])
+    incoming = dict.fromkeys(
+        r
+        for index in window
+        for r in problem.ops[index].reads
+        if problem.values[r].producer >= 0
+        and problem.ops[problem.values[r].producer].phase is Phase.BACKWARD
+        and problem.values[r].producer not in in_window
+    )
+    writer.bring_in(list(incoming))
+    for index in window:
+        writer.transcribe(problem.ops[index])
+    gradients = set(problem.backward_outputs)
+    outside_readers = {
+        v
+        for index in window
+        for v in problem.ops[index].writes
+        if v in gradients or any(r not in in_window for r in problem.readers[v])
+    }
+    end = stages.windows[first][1]
+    later = set(stages.backward[end:])
+    outliving = {v for v in incoming if v in gradients or any(r in later for r in problem.readers[v])}
+    outputs = {problem.base[v] for v in problem.forward_outputs if problem.values[v].producer in inside}
+    crossing = stages.crossing[stop] if stop < len(stages) else ()
+    mine = {problem.base[v] for v in problem.forward_outputs}
+    small = builder.build(
+        [writer.new[v] for v in sorted(outputs)],
+        [writer.new[v] for v in sorted(outside_readers | outliving | _gradients(problem, set(ops)))],
+    )
+    return Segment(
+        first,
+        stop,
+        small,
+        {n: o for o, n in writer.new.items()},
+        tuple(writer.new[v] for v in crossing if v in writer.new and v not in mine),
+    )
+
+
+def _gradients(problem: Problem, ops: set[int]) -> set[int]:
+    """Gradients that are not made behind a tangent (a constant, a saved value): they belong to the segment of their op."""
+    return {
+        v
+        for v in problem.backward_outputs
+        if problem.values[v].producer in ops and problem.ops[problem.values[v].producer].phase is not Phase.BACKWARD
+    }
+
+
+def _either_ops(
+    problem: Problem, stages: Stages, window: tuple[int, ...], first: int, stop: int
+) -> set[int]:
+    """Ops that only the backward needs, that the window needs, and that belong to these stages or to none."""
+    found: set[int] = set()
+    pending = [problem.values[r].producer for i in window for r in problem.ops[i].reads]
+    while pending:
+        index = pending.pop()
+        if index < 0 or index in found or problem.ops[index].phase is not Phase.EITHER:
+            continue
+        if stages.stage_of[index] == -1 or first <= stages.stage_of[index] < stop:
+            found.add(index)
+            pending.extend(problem.values[r].producer for r in problem.ops[index].reads)
+    return found
+
+
+class _Transcript:
+    """Copies ops of a problem into a builder; operands that are not there come from outside."""
+
+    def __init__(self, problem: Problem, builder: Builder) -> None:
+        self.problem = problem
+        self.builder = builder
+        self.new: dict[int, int] = {}
+        self._storage: dict[int, int] = {}
+
+    def _outside(self, value: int) -> int:
+        if value not in self.new:
+            old = self.problem.values[value]
+            if old.storage not in self._storage:
+                name = self.problem.storages[old.storage].name
+                self._storage[old.storage] = self.builder.storage(name, 0, Holder.CALLER)
+            self.new[value] = self.builder.value(old.name, self._storage[old.storage])
+        return self.new[value]
+
+    def _inside(self, value: int) -> int:
+        old: Value = self.problem.values[value]
+        if old.storage not in self._storage:
+            whole: Storage = self.problem.storages[old.storage]
+            holder = Holder.CALLER if whole.holder is not Holder.GRAPH else Holder.GRAPH
+            size = 0 if holder is Holder.CALLER else whole.size_bytes
+            self._storage[old.storage] = self.builder.storage(whole.name, size, holder)
+        self.new[value] = self.builder.value(old.name, self._storage[old.storage])
+        return self.new[value]
+
+    def transcribe(self, op: Op) -> None:
+        reads = tuple(self._outside(r) for r in op.reads)
+        writes = tuple(self._inside(w) for w in op.writes)
+        self.builder.add(
+            Op(
+                op.name, op.target, reads, writes, op.kind, op.phase, op.seconds, op.fused_seconds, op.flops,
+                op.reads_many, op.keep, op.unsavable,
+            )
+        )  # fmt: skip
+
+    def bring_in(self, values: list[int]) -> None:
+        """An op at the start of the backward that makes all incoming gradients."""
+        bases = [v for v in values if v not in self.new]
+        if bases:
+            writes = tuple(self._inside(v) for v in bases)
+            self.builder.add(Op("incoming", "incoming", (), writes, Kind.KERNEL, Phase.BACKWARD))
