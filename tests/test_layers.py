@@ -48,7 +48,11 @@ def run_without_torch(names: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_planner_imports_without_torch() -> None:
-    names = [f"graphremat.passes.{path.stem}" for path in PASSES if path.stem not in PASSES_WITH_TORCH]
+    names = [
+        f"graphremat.passes.{path.stem}"
+        for path in PASSES
+        if path.stem not in {"__init__", *PASSES_WITH_TORCH}
+    ]
     assert len(names) > 5
     done = run_without_torch(names)
     assert done.returncode == 0, done.stderr
@@ -89,5 +93,6 @@ def test_no_module_reaches_a_private_part_of_torch_by_its_attributes(path: Path)
         and isinstance(node.value, ast.Name)
         and node.value.id == "torch"
         and node.attr.startswith("_")
+        and node.attr != "__version__"
     ]
     assert reached == []
