@@ -189,9 +189,8 @@ def restrided_values(
     for node in backward.graph.find_nodes(op="placeholder"):
         value = node.meta["val"]
         stride = real_strides.get(node.name) if node.name in saved else None
-        if stride is not None and isinstance(value, torch.Tensor):
-            if tuple(size_hint(s) for s in value.stride()) != stride:
-                value = value.as_strided(value.size(), stride)
+        if stride is not None and tuple(size_hint(step) for step in value.stride()) != stride:
+            value = value.as_strided(value.size(), stride)
         values.append(value)
     return values
 

@@ -38,6 +38,7 @@ from graphremat.lowering import (
     placeholder_values,
 )
 from graphremat.passes.torch_private import disable_current_modes, storage_key
+from graphremat.scratch import scratch_bytes
 
 Phase: TypeAlias = Literal["inputs", "forward", "backward"]
 
@@ -173,6 +174,10 @@ def _run_step(
     return ledger.summary(input_bytes=input_bytes, saved_bytes=saved_bytes, gradient_bytes=gradient_bytes)
 
 
+def _empty_storage(size: int) -> torch.UntypedStorage:
+    return torch.empty(size, dtype=torch.uint8, device="meta").untyped_storage()
+
+
 def _is_scalar(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.dim() == 0
 
@@ -187,7 +192,7 @@ def _materialize(specs: Iterable[TensorSpec | SymbolSpec], ledger: "_Ledger") ->
             continue
         storage = storages.get(spec.storage)
         if storage is None:
-            storage = storages[spec.storage] = torch.UntypedStorage(spec.storage_bytes, device="meta")
+            storage = storages[spec.storage] = _empty_storage(spec.storage_bytes)
         tensor = torch.empty(0, dtype=spec.dtype, device="meta")
         tensor.set_(storage, spec.storage_offset, spec.shape, spec.stride)
         ledger.track(tensor, spec.name, spec.device.type)
@@ -224,7 +229,8 @@ class _Ledger:
     node: str | None = None  # the graph's node that is being evaluated
     names: list[str] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
-    # (phase, label, change of bytes, serial number of the storage or -1 for a kernel or call)
+    # (phase, label, change of bytes, serial number of the storage); the number is -1 where a kernel or call starts, and
+    # -2 where one ends that had bytes of its own
     events: list[tuple[Phase, str, int, int]] = field(default_factory=list)
     _alive: dict[int, tuple["weakref.ref[torch.UntypedStorage]", int]] = field(default_factory=dict)
     _devices: dict[int, str] = field(default_factory=dict)
@@ -243,9 +249,12 @@ class _Ledger:
         self._devices[key] = device_type
         self._record(name, self.sizes[serial], serial)
 
-    def called(self, name: str) -> None:
-        """A kernel or an op ran."""
-        self._record(name, 0, -1)
+    def called(self, name: str, scratch: int = 0) -> None:
+        """A kernel or an op ran, with so many bytes of its own while it did."""
+        counted = scratch if self.device_type == "cpu" else 0
+        self._record(name, counted, -1)
+        if counted:
+            self._record(f"{name} (end)", -counted, -2)
 
     def device_of(self, values: Iterable[Any]) -> str:
         """Where the first known tensor among the values lies."""
@@ -274,17 +283,16 @@ class _Ledger:
         first = next((index for index, (_, size) in enumerate(curve) if size == peak_bytes), 0)
         # A buffer is allocated just before the kernel that fills it: the kernel is the better name for the moment.
         at = first
-        while at + 1 < len(curve) and curve[at + 1][1] == peak_bytes and self.events[at][3] != -1:
+        while at + 1 < len(curve) and curve[at + 1][1] == peak_bytes and self.events[at][3] >= 0:
             at += 1
-        alive: dict[int, None] = {}
-        for _, _, change, serial in self.events[: first + 1]:
-            if serial == -1:
-                continue
-            if change < 0:
-                alive.pop(serial)
-            else:
-                alive[serial] = None
-        holders = [(self.names[serial], self.sizes[serial]) for serial in alive if self.sizes[serial]]
+        alive: dict[int, tuple[str, int]] = {}
+        for _, label, change, serial in self.events[: first + 1]:
+            if serial == -2:
+                del alive[-1]
+            elif serial in alive:
+                del alive[serial]
+            elif change:
+                alive[serial] = (label if serial != -1 else f"inside {label}", change)
         return StepTruth(
             peak_bytes=peak_bytes,
             input_bytes=input_bytes,
@@ -292,8 +300,8 @@ class _Ledger:
             backward_peak_bytes=peaks["backward"],
             saved_bytes=saved_bytes,
             gradient_bytes=gradient_bytes,
-            peak_at=curve[at][0] if curve else "",
-            alive_at_peak=tuple(sorted(holders, key=lambda holder: -holder[1])),
+            peak_at=curve[at][0] if curve else "inputs",
+            alive_at_peak=tuple(sorted(alive.values(), key=lambda holder: -holder[1])),
             curve=tuple(curve),
             forward_kernels=self._called_in("forward"),
             backward_kernels=self._called_in("backward"),
@@ -316,7 +324,7 @@ class _Calls(TorchDispatchMode):
     """Sees every ATen call: sends what it would allocate to the meta device, and counts the storages it returns."""
 
     def __init__(self, ledger: _Ledger) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ledger = ledger
 
     def __torch_dispatch__(
@@ -343,7 +351,7 @@ class _Calls(TorchDispatchMode):
             for leaf in fresh:
                 self.ledger.track(leaf, name, device_type)
         if not getattr(func, "is_view", False):
-            self.ledger.called(self.ledger.node or str(func))
+            self.ledger.called(self.ledger.node or str(func), scratch_bytes(str(func), args))
         return result
 
 
@@ -592,7 +600,7 @@ class _GraphProgram:
             return self.constants[str(node.target)]
         if node.op != "call_function":
             raise PlanningError(f"node {node.name} is a {node.op}, which no graph from AOTAutograd has")
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda read: values[read])  # type: ignore[misc]
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda read: values[read])
         assert callable(node.target)
         return node.target(*args, **kwargs)
 
