@@ -10,32 +10,26 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch._dynamo.backends.common import aot_autograd as aot_autograd
+from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
 from torch._functorch._aot_autograd.graph_compile import is_opaque_node as is_opaque_node
-from torch._functorch._aot_autograd.utils import _is_primal as is_primal
 from torch._functorch.compile_utils import fx_graph_cse as fx_graph_cse
 from torch._functorch.partitioners import NodeInfo as NodeInfo
-from torch._functorch.partitioners import _extract_fwd_bwd_modules as extract_forward_backward
-from torch._functorch.partitioners import _is_assert_only_symbool as is_assert_only_symbool
 from torch._functorch.partitioners import classify_nodes as classify_nodes
 from torch._functorch.partitioners import cleanup_recompute_tags as cleanup_recompute_tags
-from torch._functorch.partitioners import force_save_bw_mutation_src as force_save_backward_mutation_source
 from torch._functorch.partitioners import force_save_collectives as force_save_collectives
 from torch._functorch.partitioners import force_save_effectful_ops as force_save_effectful_ops
 from torch._functorch.partitioners import functionalize_rng_ops as functionalize_rng_ops
 from torch._functorch.partitioners import has_recomputable_ops as has_recomputable_ops
 from torch._functorch.partitioners import has_recomputable_rng_ops as has_recomputable_rng_ops
 from torch._functorch.partitioners import is_sym_node as is_sym_node
-from torch._functorch.partitioners import min_cut_rematerialization_partition as torch_partition
 from torch._functorch.partitioners import must_recompute as must_recompute
 from torch._functorch.partitioners import thread_graphsafe_rng_from_hops as thread_graphsafe_rng_from_hops
-from torch._dynamo.backends.common import aot_autograd as aot_autograd
-from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
 from torch._inductor.choices import InductorChoices as InductorChoices
 from torch._inductor.compile_fx import compile_fx as compile_fx
 from torch._inductor.compile_fx import compile_fx_inner as compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomPartitionerFn as CustomPartitionerFn
-from torch._library.utils import is_builtin as is_builtin_operator
-from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module
+from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 
 # ---- AOTAutograd: the joint graph and its split ------------------------------------------------------------
 # classify_nodes gives required_fw (needed by a forward output), tangents_closure (behind a tangent) and required_bw
@@ -367,3 +361,14 @@ def origin_names(scheduler_node: Any) -> list[str]:
         if ir_node is not None:
             names.extend(origin.name for origin in ir_node.get_origins())
     return sorted(set(names))
+
+
+# ---- Inductor: its decompositions ------------------------------------------------------------------------------------
+# Relied on: `torch._inductor.decomposition.select_decomp_table()`, the table that AOTAutograd traces with under Inductor.
+
+
+def inductor_decompositions() -> dict[Any, Any]:
+    """What Inductor replaces operators with before a partitioner sees the joint graph; for ``make_fx``."""
+    from torch._inductor.decomposition import select_decomp_table
+
+    return dict(select_decomp_table())

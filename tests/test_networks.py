@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: TID251 - fake tensors have no public name
 
 from bench.describe_networks import eager_sizes
 from bench.networks import NETWORKS, Case
+from graphremat.passes.torch_private import FakeTensorMode
 
 SIZES_OF_ALL = ("tiny", "small", "large")
 MORE_SIZES = {"linear_stack": ["wide_batch"], "post_norm": ["large20", "large40"], "llama": ["reference"]}
