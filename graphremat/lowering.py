@@ -141,7 +141,9 @@ def generate_code(
         )
     names = [node.name for node in gm.graph.find_nodes(op="placeholder")]
     if len(names) != len(example_inputs):
-        raise ValueError(f"the graph has {len(names)} placeholders, but {len(example_inputs)} inputs were given")
+        raise ValueError(
+            f"the graph has {len(names)} placeholders, but {len(example_inputs)} inputs were given"
+        )
     copied = _copy_graph_module(gm)
     _mark_user_visible(copied, is_backward=is_backward, user_visible_outputs=user_visible_outputs)
     code = inductor_wrapper_code(copied, example_inputs, is_backward=is_backward, donated_inputs=donated)
@@ -149,7 +151,9 @@ def generate_code(
         source=code.source,
         inputs=describe_inputs(names, example_inputs),
         output_strides=code.output_strides,
-        constants=tuple(_describe(name, tensor, index) for index, (name, tensor) in enumerate(code.constants.items())),
+        constants=tuple(
+            _describe(name, tensor, index) for index, (name, tensor) in enumerate(code.constants.items())
+        ),
         namespace=tuple(code.namespace.items()),
         switched_off=inductor_compiling_config(),
     )
@@ -205,7 +209,11 @@ def donated_inputs(
     if not donates_buffers():
         return ()
     outputs = output_nodes(forward)
-    seen = [*forward.graph.find_nodes(op="placeholder"), *outputs[:num_forward_outputs], *output_nodes(backward)]
+    seen = [
+        *forward.graph.find_nodes(op="placeholder"),
+        *outputs[:num_forward_outputs],
+        *output_nodes(backward),
+    ]
     visible = {storage_key(value) for value in map(_tensor_of, seen) if value is not None}
     hidden = {
         out.name
@@ -216,7 +224,9 @@ def donated_inputs(
     return tuple(index for index, node in enumerate(placeholders) if node.name in hidden)
 
 
-def describe_inputs(names: Sequence[str], values: Sequence[GraphInput]) -> tuple[TensorSpec | SymbolSpec, ...]:
+def describe_inputs(
+    names: Sequence[str], values: Sequence[GraphInput]
+) -> tuple[TensorSpec | SymbolSpec, ...]:
     """A description of each input that outlives the fake tensors; views of one storage share its number."""
     storages: dict[int, int] = {}
     described: list[TensorSpec | SymbolSpec] = []

@@ -102,7 +102,13 @@ def step_truth(
     forward_program = _WrapperProgram(forward, ledger)
     backward_program = _WrapperProgram(backward, ledger)
     return _run_step(
-        ledger, forward_program, backward_program, forward_outputs, num_user_outputs, num_mutated_inputs, tangents_held
+        ledger,
+        forward_program,
+        backward_program,
+        forward_outputs,
+        num_user_outputs,
+        num_mutated_inputs,
+        tangents_held,
     )
 
 
@@ -142,35 +148,36 @@ def _run_step(
     num_mutated_inputs: int,
     tangents_held: bool,
 ) -> StepTruth:
-    inputs = _materialize(forward.inputs, ledger)
-    held = [*inputs, *forward.hold_constants(), *backward.hold_constants()]
-    input_bytes = ledger.alive_bytes
+    with disable_current_modes(), torch.no_grad():
+        inputs = _materialize(forward.inputs, ledger)
+        held = [*inputs, *forward.hold_constants(), *backward.hold_constants()]
+        input_bytes = ledger.alive_bytes
 
-    ledger.phase = "forward"
-    outputs = forward.run(list(inputs))
-    if len(outputs) != len(forward_outputs):
-        raise PlanningError(
-            f"the forward returned {len(outputs)} values, but {len(forward_outputs)} outputs were named"
-        )
-    del outputs[:num_mutated_inputs]
-    held += outputs[:num_user_outputs]
-    wanted = {spec.name for spec in backward.inputs}
-    names = forward_outputs[num_mutated_inputs:]
-    passed = {name: outputs[index] for index, name in enumerate(names) if name in wanted}
-    outputs.clear()
-    saved_bytes = ledger.bytes_of(passed.values(), without=ledger.serials_of(held))
+        ledger.phase = "forward"
+        outputs = forward.run(list(inputs))
+        if len(outputs) != len(forward_outputs):
+            raise PlanningError(
+                f"the forward returned {len(outputs)} values, but {len(forward_outputs)} outputs were named"
+            )
+        del outputs[:num_mutated_inputs]
+        held += outputs[:num_user_outputs]
+        wanted = {spec.name for spec in backward.inputs}
+        names = forward_outputs[num_mutated_inputs:]
+        passed = {name: outputs[index] for index, name in enumerate(names) if name in wanted}
+        outputs.clear()
+        saved_bytes = ledger.bytes_of(passed.values(), without=ledger.serials_of(held))
 
-    ledger.phase = "backward"
-    tangents = _materialize([spec for spec in backward.inputs if spec.name not in passed], ledger)
-    # backward() itself holds on to the tangent of the loss that it is called on; others die with their last use.
-    held += [tangent for tangent in tangents if tangents_held or _is_scalar(tangent)]
-    before = ledger.serials_of([*passed.values(), *tangents, *held])
-    tangents.reverse()
-    arguments = [passed[spec.name] if spec.name in passed else tangents.pop() for spec in backward.inputs]
-    passed.clear()
-    gradients = backward.run(arguments)
-    gradient_bytes = ledger.bytes_of(gradients, without=before)
-    ledger.recording = False
+        ledger.phase = "backward"
+        tangents = _materialize([spec for spec in backward.inputs if spec.name not in passed], ledger)
+        # backward() itself holds on to the tangent of the loss that it is called on; others die with their last use.
+        held += [tangent for tangent in tangents if tangents_held or _is_scalar(tangent)]
+        before = ledger.serials_of([*passed.values(), *tangents, *held])
+        tangents.reverse()
+        arguments = [passed[spec.name] if spec.name in passed else tangents.pop() for spec in backward.inputs]
+        passed.clear()
+        gradients = backward.run(arguments)
+        gradient_bytes = ledger.bytes_of(gradients, without=before)
+        ledger.recording = False
     return ledger.summary(input_bytes=input_bytes, saved_bytes=saved_bytes, gradient_bytes=gradient_bytes)
 
 
@@ -370,7 +377,11 @@ class _WrapperProgram:
         self.inputs = code.inputs
         self.code = code
         self.ledger = ledger
-        self.namespace: dict[str, Any] = {"__name__": "dry_run", "__file__": "dry_run", **dict(code.namespace)}
+        self.namespace: dict[str, Any] = {
+            "__name__": "dry_run",
+            "__file__": "dry_run",
+            **dict(code.namespace),
+        }
         # How each name is replaced once the wrapper has bound it, from what it was bound to.
         self.replacements: dict[str, Callable[[Any], Any]] = {
             "torch": lambda _: _Torch(),
@@ -398,7 +409,7 @@ class _WrapperProgram:
     def run(self, arguments: list[Any]) -> list[Any]:
         """Call the wrapper; `arguments` is emptied, as the wrapper does to its list."""
         try:
-            with torch.no_grad(), _Calls(self.ledger):
+            with _Calls(self.ledger):
                 return list(self.namespace["call"](arguments))
         finally:
             del _SOURCES[self.filename]
@@ -414,7 +425,9 @@ class _WrapperProgram:
             self.namespace[name] = self.replacements.pop(name)(self.namespace[name])
         for name, value in self.namespace.items():
             if name.startswith("empty_strided") and not isinstance(value, _Allocator):
-                self.namespace[name] = _Allocator(self.ledger, name.removeprefix("empty_strided").removeprefix("_"))
+                self.namespace[name] = _Allocator(
+                    self.ledger, name.removeprefix("empty_strided").removeprefix("_")
+                )
 
 
 # Source lines of the wrappers that are running now, by file name: storages are named by the line that allocates them.
@@ -468,7 +481,9 @@ class _Allocator:
         # "empty_strided_cpu_pinned" is memory of the host, "empty_strided_p2p" of the device.
         self.device_type = {"": None, "cpu_pinned": "cpu", "p2p": ledger.device_type}.get(suffix, suffix)
 
-    def __call__(self, size: Sequence[int], stride: Sequence[int], dtype: Any = None, *_: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, size: Sequence[int], stride: Sequence[int], dtype: Any = None, *_: Any, **kwargs: Any
+    ) -> Any:
         device_type = self.device_type or torch.device(kwargs["device"]).type
         with disable_current_modes():
             tensor = torch.empty_strided(size, stride, dtype=dtype or kwargs.get("dtype"), device="meta")
@@ -584,7 +599,7 @@ class _GraphProgram:
             zip(self.gm.graph.find_nodes(op="placeholder"), arguments, strict=True)
         )
         arguments.clear()
-        with torch.no_grad(), _Calls(self.ledger):
+        with _Calls(self.ledger):
             for node in self.gm.graph.nodes:
                 if node.op in {"placeholder", "output"}:
                     continue

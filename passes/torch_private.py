@@ -4,7 +4,7 @@ One section a topic, each with what we rely on, so that a new torch release is c
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -171,12 +171,14 @@ def donates_buffers() -> bool:
     return bool(config.donated_buffer)
 
 
-def disable_current_modes() -> AbstractContextManager[None]:
-    """No dispatch mode that is active outside sees what is called inside."""
+@contextmanager
+def disable_current_modes() -> Iterator[None]:
+    """No dispatch mode that is active outside sees what is called inside, and no Python kernel replaces a C++ one."""
+    from torch._C import _DisablePythonDispatcher
     from torch.utils._python_dispatch import _disable_current_modes
 
-    modes: AbstractContextManager[None] = _disable_current_modes()
-    return modes
+    with _disable_current_modes(), _DisablePythonDispatcher():
+        yield
 
 
 def storage_key(tensor: torch.Tensor) -> int:
