@@ -5,9 +5,12 @@ the fastest plan and under three tighter budgets, each from the same seed on the
 was promised and what was measured. Run it with ``python -m graphremat demo``.
 """
 
+import os
 import statistics
 import sysconfig
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,9 +211,7 @@ def run_all(
     runs: list[Run] = []
     steps: dict[str, Callable[[], object]] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    # A graph from torch's caches is not planned again, and has no report.
-    uncached = torch.compiler.config.patch(force_disable_caches=True)
-    with uncached, Progress(*columns, TextColumn("{task.fields[state]}"), console=console) as progress:
+    with Progress(*columns, TextColumn("{task.fields[state]}"), console=console) as progress:
         waiting = {name: progress.add_task(name, total=size.steps, state="", start=False) for name in BUDGETS}
         for name, budget in BUDGETS.items():
             task = waiting[name]
@@ -223,6 +224,21 @@ def run_all(
             steps[name] = _timed_step(compiled, model, data[0])
     console.print("timing a step of each, in turns")
     return runs, time_interleaved(steps, rounds=TIMED_ROUNDS)
+
+
+@contextmanager
+def fresh_cache() -> Iterator[None]:
+    """Give Inductor an empty cache: a graph from an old one is not planned again, and has no report."""
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(variable)
+    with tempfile.TemporaryDirectory(prefix="graphremat-demo-") as folder:
+        os.environ[variable] = folder
+        try:
+            yield
+        finally:
+            os.environ.pop(variable)
+            if before is not None:
+                os.environ[variable] = before
 
 
 def _loss_shower(progress: Progress, task: TaskID) -> Callable[[float], None]:
@@ -271,7 +287,8 @@ def main(size: Size | None = None, options: Mapping[str, Any] | None = None) -> 
         The exit code: 0, or 1 if a budget was exceeded, the loss did not fall, or gradients differ from eager's.
     """
     console = Console()
-    runs, timings = run_all(size or Size(), options or {}, console)
+    with fresh_cache():
+        runs, timings = run_all(size or Size(), options or {}, console)
     wide = console if console.is_terminal else Console(width=TABLE_WIDTH)
     wide.print(table(runs, timings))
     problems = [problem for run in runs for problem in run.problems()]
