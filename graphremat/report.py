@@ -1,5 +1,6 @@
 """What was done to a compiled graph, and why: as an object, and as text for a dump. Needs no torch."""
 
+import itertools
 import json
 import threading
 from collections import deque
@@ -80,6 +81,14 @@ class Report:
 
 _reports: deque[Report] = deque(maxlen=KEPT_REPORTS)
 _lock = threading.Lock()
+
+
+_graphs = itertools.count()
+
+
+def next_graph() -> int:
+    """The number of the next graph of this process."""
+    return next(_graphs)
 
 
 def record(report: Report) -> None:

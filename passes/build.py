@@ -3,6 +3,7 @@
 import operator
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.fx as fx
@@ -27,7 +28,14 @@ class Index:
     value_node: tuple[fx.Node | None, ...]
     """None for a result of a multi-output op that nothing reads."""
     value_of: dict[fx.Node, int]
-    op_of: dict[fx.Node, int]
+
+    @cached_property
+    def targets(self) -> frozenset[object]:
+        """Targets of ops that are not views: what a check of the order goes by."""
+        return frozenset(node.target for node, view in zip(self.op_node, self.views, strict=True) if not view)
+
+    views: tuple[bool, ...] = ()
+    """For each op, whether it is a view or writes nothing."""
 
 
 def build_problem(joint: JointGraph, device: Device, *, fuses: bool, size_hint: SizeHint) -> tuple[Problem, Index]:
@@ -154,7 +162,7 @@ class _Reader:
             op_node=tuple(self._op_node),
             value_node=tuple(self._value_node.get(v) for v in range(self._values)),
             value_of=self._value_of,
-            op_of={node: i for i, node in enumerate(self._op_node)},
+            views=tuple(op.kind is Kind.VIEW or not op.writes for op in problem.ops),
         )
         return problem, index
 

@@ -110,3 +110,9 @@ def reorder(module: fx.GraphModule, order: list[str]) -> fx.GraphModule:
     graph.eliminate_dead_code()
     graph.lint()
     return private.make_graph_module(module, graph)
+
+
+def recomputed_names(problem: Problem, index: Index, plan: Plan) -> list[str]:
+    """Names of the backward's nodes that run a second time. A node that is made twice there has a name of its own for
+    each copy; the first has the name of the joint graph."""
+    return [index.op_node[op].name for op in plan.recomputed(problem)]

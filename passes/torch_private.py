@@ -3,6 +3,7 @@
 One section a topic, each with what we rely on, so that a new torch release is checked in one place.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,23 +14,31 @@ import torch
 from torch._dynamo.backends.common import aot_autograd as aot_autograd
 from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
 from torch._functorch._aot_autograd.graph_compile import is_opaque_node as is_opaque_node
+from torch._functorch._aot_autograd.utils import make_boxed_func as make_boxed_func
+from torch._functorch._aot_autograd.utils import _is_primal as is_primal
 from torch._functorch.compile_utils import fx_graph_cse as fx_graph_cse
 from torch._functorch.partitioners import NodeInfo as NodeInfo
+from torch._functorch.partitioners import _is_assert_only_symbool as is_assert_only_symbool
+from torch._functorch.partitioners import _extract_fwd_bwd_modules as extract_forward_backward
 from torch._functorch.partitioners import classify_nodes as classify_nodes
 from torch._functorch.partitioners import cleanup_recompute_tags as cleanup_recompute_tags
+from torch._functorch.partitioners import force_save_bw_mutation_src as force_save_backward_mutation_source
 from torch._functorch.partitioners import force_save_collectives as force_save_collectives
 from torch._functorch.partitioners import force_save_effectful_ops as force_save_effectful_ops
 from torch._functorch.partitioners import functionalize_rng_ops as functionalize_rng_ops
 from torch._functorch.partitioners import has_recomputable_ops as has_recomputable_ops
 from torch._functorch.partitioners import has_recomputable_rng_ops as has_recomputable_rng_ops
 from torch._functorch.partitioners import is_sym_node as is_sym_node
+from torch._functorch.partitioners import min_cut_rematerialization_partition as torch_partition
 from torch._functorch.partitioners import must_recompute as must_recompute
 from torch._functorch.partitioners import thread_graphsafe_rng_from_hops as thread_graphsafe_rng_from_hops
 from torch._inductor.choices import InductorChoices as InductorChoices
 from torch._inductor.compile_fx import compile_fx as compile_fx
 from torch._inductor.compile_fx import compile_fx_inner as compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomPartitionerFn as CustomPartitionerFn
+from torch._library.utils import is_builtin as is_builtin_operator
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
+from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module
 
 # ---- AOTAutograd: the joint graph and its split ------------------------------------------------------------
 # classify_nodes gives required_fw (needed by a forward output), tangents_closure (behind a tangent) and required_bw
@@ -243,6 +252,18 @@ def _counters_kept() -> Iterator[None]:
 
 
 @contextmanager
+def _garbage_left() -> Iterator[None]:
+    """The collector waits: it would look through all of the lowering's objects again and again, and free next to none."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@contextmanager
 def _runtime_asserts_kept(shape_env: Any) -> Iterator[None]:
     """Lowering freezes the runtime asserts of the shapes; here they thaw again."""
     if shape_env is None:
@@ -261,6 +282,7 @@ def inductor_wrapper_code(
     *,
     is_backward: bool,
     donated_inputs: Sequence[int],
+    draft: bool,
 ) -> WrapperCode:
     """Run Inductor on `gm` up to and including code generation. `gm` is consumed: pass a copy.
 
@@ -269,6 +291,7 @@ def inductor_wrapper_code(
         example_inputs: a fake tensor, int or SymInt for each placeholder; tensors with the strides of the real run.
         is_backward: what the graph is; Inductor fuses and reuses differently in a backward.
         donated_inputs: positions of the backward's placeholders that Inductor may overwrite.
+        draft: write the CPU's kernels without vector instructions, which is faster.
     """
     from torch._dynamo import config as dynamo_config
     from torch._dynamo.utils import preserve_rng_state
@@ -285,8 +308,11 @@ def inductor_wrapper_code(
     inputs = list(example_inputs)
     shape_env: Any = shape_env_from_inputs(inputs)
     quiet: dict[str, Any] = {**_COSMETIC_CONFIG, **dict.fromkeys(inductor_compiling_config(), False)}
+    if draft:
+        quiet["cpp.simdlen"] = 1
     with (
         config.patch(quiet),
+        _garbage_left(),
         _disable_current_modes(),
         _use_lazy_graph_module(dynamo_config.use_lazy_graph_module),
         DebugContext(),

@@ -1,0 +1,92 @@
+"""The Dynamo backend: ``torch.compile(model, backend="graphremat", options={"memory_budget": "20GiB"})``."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.fx as fx
+
+from graphremat.errors import GraphrematError
+from graphremat.fence import standing
+from graphremat.options import Options
+from graphremat.partitioner import Partitioner
+from graphremat.passes import torch_private as private
+from graphremat.versions import is_supported_torch, supported_torch_text
+
+
+def graphremat(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, object] | None = None
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph so that forward and backward together stay under a budget in bytes.
+
+    Registered under ``torch_dynamo_backends``; users name it to ``torch.compile``.
+
+    Args:
+        gm: the graph that Dynamo captured.
+        example_inputs: its inputs.
+        options: see :class:`graphremat.options.Options`.
+
+    Raises:
+        OptionError: an option is unknown or has a value that is not allowed.
+        BudgetInfeasible: no plan that was found fits the budget.
+        PlanningError: a stage of the planner failed.
+    """
+    if not is_supported_torch(torch.__version__):
+        warnings.warn(
+            f"graphremat was not tried with torch {torch.__version__} (supported: {supported_torch_text()}); "
+            "budgets may not be kept",
+            stacklevel=2,
+        )
+    try:
+        parsed = Options.parse(options)
+        partitioner = Partitioner(parsed, num_user_outputs=_num_outputs(gm))
+        if parsed.lowering == "aot_eager":
+            return _run_op_by_op(gm, example_inputs, partitioner)
+        return _compile_with_inductor(gm, example_inputs, partitioner)
+    except GraphrematError as error:
+        raise _through_dynamo(error) from error.__cause__
+
+
+def _num_outputs(gm: fx.GraphModule) -> int:
+    returned = gm.graph.output_node().args[0]
+    return len(returned) if isinstance(returned, (tuple, list)) else 1
+
+
+def _compile_with_inductor(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], partitioner: Partitioner
+) -> Callable[..., Any]:
+    def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        with standing(partitioner.fence if kwargs.get("is_backward") else None):
+            return private.compile_fx_inner(graph, inputs, **kwargs)
+
+    compiled: Callable[..., Any] = private.compile_fx(
+        gm, example_inputs, inner_compile=inner_compile, config_patches={"custom_partitioner_fn": partitioner}
+    )
+    return compiled
+
+
+def _run_op_by_op(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], partitioner: Partitioner
+) -> Callable[..., Any]:
+    def as_it_is(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
+        boxed: Callable[..., Any] = private.make_boxed_func(graph.forward)
+        return boxed
+
+    run: Callable[..., Any] = private.aot_autograd(fw_compiler=as_it_is, bw_compiler=as_it_is, partition_fn=partitioner)(
+        gm, example_inputs
+    )
+    return run
+
+
+def _through_dynamo(error: GraphrematError) -> GraphrematError:
+    """The same error as a class that Dynamo does not wrap, so that the user reads it first and catches it by class."""
+    kind = type(error)
+    passing = type(
+        kind.__name__, (kind, private.ShortenTraceback), {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    )
+    copied: GraphrematError = passing.__new__(passing, *error.args)
+    copied.args = error.args
+    copied.__dict__.update(error.__dict__)
+    copied.first_useful_frame = None  # type: ignore[attr-defined]
+    return copied.with_traceback(error.__traceback__)

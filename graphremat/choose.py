@@ -1,0 +1,133 @@
+"""Budget arithmetic: which plan of a frontier to take, judged by the peak of the code it becomes. Needs no torch.
+
+A plan's replay says about where its peak will lie; the dry run of its generated code says exactly, and takes seconds. So
+few plans are lowered: the replays, corrected by the peaks that are already known, say which one to try next.
+
+    >>> replayed, true = [100, 80, 60, 40], [105, 84, 62, 41]
+    >>> choose(replayed, true.__getitem__, 70).place
+    2
+    >>> choose(replayed, true.__getitem__, 0.5).budget_bytes    # half way between 41 and 105
+    73
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Budget = int | float | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The plan that was taken and every true peak that was looked at.
+
+    ``fits`` is False only for the lowest plan, taken although it is over the budget. ``lowest_bytes`` and
+    ``fastest_bytes`` are the ends of the range, None where they were not needed.
+    """
+
+    place: int
+    budget_bytes: int | None
+    fits: bool
+    true_bytes: dict[int, int]
+    lowest_bytes: int | None = None
+    fastest_bytes: int | None = None
+
+
+class _Truths:
+    """True peaks by place, each found once, and predictions from them."""
+
+    def __init__(self, replayed: Sequence[int], truth: Callable[[int], int], fixed_bytes: int) -> None:
+        self.replayed = replayed
+        self.known: dict[int, int] = {}
+        self._truth = truth
+        self._fixed = fixed_bytes
+
+    def __call__(self, place: int) -> int:
+        if place not in self.known:
+            self.known[place] = self._truth(place)
+        return self.known[place]
+
+    def predicted(self, place: int) -> float:
+        """The replay, scaled by how far replay and truth lie apart at the nearest known places on both sides."""
+        if place in self.known:
+            return self.known[place]
+        below = [p for p in self.known if p < place]
+        above = [p for p in self.known if p > place]
+        if below and above:
+            left, right = max(below), min(above)
+            share = (place - left) / (right - left)
+            ratio = self._ratio(left) * (1 - share) + self._ratio(right) * share
+        elif below or above:
+            ratio = self._ratio(max(below) if below else min(above))
+        else:
+            ratio = 1.0
+        return self._fixed + (self.replayed[place] - self._fixed) * ratio
+
+    def _ratio(self, place: int) -> float:
+        planned = self.replayed[place] - self._fixed
+        return (self.known[place] - self._fixed) / planned if planned > 0 else 1.0
+
+
+def choose(
+    replayed: Sequence[int],
+    truth: Callable[[int], int],
+    budget: Budget,
+    *,
+    fixed_bytes: int = 0,
+    most: int = 8,
+    on_infeasible: Literal["error", "min_peak"] = "error",
+) -> Choice:
+    """Take the fastest plan whose true peak is under the budget.
+
+    Args:
+        replayed: replayed peaks in bytes, from the fastest plan to the lowest.
+        truth: the true peak of the plan at a place; asked at most about ``most`` times.
+        budget: bytes as int; None for the fastest plan; a float in [0, 1] between the true peaks of the lowest plan
+            and of the fastest.
+        fixed_bytes: bytes of inputs, which are the same in replay and truth.
+        most: how often ``truth`` may be asked; at least three times, where a fraction is wanted.
+        on_infeasible: whether ``fits`` may be False. The caller raises the error, since it can explain it.
+    """
+    truths = _Truths(replayed, truth, fixed_bytes)
+    last = len(replayed) - 1
+    if budget is None:
+        fastest = truths(0)
+        return Choice(0, None, True, truths.known, fastest_bytes=fastest)
+    low: int | None = None
+    high: int | None = None
+    if isinstance(budget, float):
+        high = truths(0)
+        low = min(truths(last), high)
+        limit = low + round(budget * (high - low))
+    else:
+        limit = budget
+    place = _search(truths, limit, max(most, len(truths.known) + 1))
+    fits = place is not None
+    if place is None:
+        place = min(truths.known, key=lambda p: (truths.known[p], p))
+        low = truths.known[place]
+    return Choice(place, limit, fits, truths.known, low, high)
+
+
+def _search(truths: _Truths, limit: int, most: int) -> int | None:
+    """The first place whose true peak is at most ``limit``, as far as ``most`` questions tell."""
+    last = len(truths.replayed) - 1
+    over = max((p for p, b in truths.known.items() if b > limit), default=-1)
+    fits = min((p for p, b in truths.known.items() if b <= limit and p > over), default=None)
+    while True:
+        places = range(over + 1, last + 1 if fits is None else fits)
+        promising = next((p for p in places if truths.predicted(p) <= limit), None)
+        if promising is None:
+            if fits is not None or not places:
+                return fits
+            promising = last
+        if len(truths.known) >= most - (fits is None):
+            if fits is not None:
+                return fits
+            promising = last
+        if truths(promising) <= limit:
+            fits = promising
+        elif promising == last:
+            return None
+        else:
+            over = promising

@@ -1,0 +1,55 @@
+"""Checks of the two graphs against the plan they were made from. Knows FX."""
+
+from collections import Counter
+
+import torch.fx as fx
+
+from graphremat.passes import torch_private as private
+from graphremat.passes.build import Index
+from graphremat.passes.classify import JointGraph
+from graphremat.passes.plan import Plan
+from graphremat.passes.problem import Kind, Problem
+
+
+def check_split(
+    problem: Problem,
+    index: Index,
+    plan: Plan,
+    forward: fx.GraphModule,
+    backward: fx.GraphModule,
+    joint: JointGraph,
+) -> None:
+    """Raise ValueError unless the graphs do what the plan says and no more.
+
+    What the backward takes is given out by the forward or comes from outside; what must not run twice runs once; and
+    the backward runs the plan's ops in the plan's order.
+    """
+    given = {node.name for node in forward.graph.output_node().all_input_nodes}
+    for node in backward.graph.find_nodes(op="placeholder"):
+        if node.name not in given and not _from_outside(node):
+            raise ValueError(f"the backward takes {node.name}, which the forward does not give out")
+    once = {node.name for node, reason in joint.keep.items() if reason}
+    runs = Counter(n.name for g in (forward, backward) for n in g.graph.nodes if n.op == "call_function")
+    for name in sorted(once):
+        if runs[name] > 1:
+            raise ValueError(f"{name} runs twice, but must not")
+    _check_order(problem, index, plan, backward)
+
+
+def _from_outside(node: fx.Node) -> bool:
+    name = str(node.target)
+    return "tangents" in name or "rng" in name or "offset" in name or "seed" in name or private.is_sym_node(node)
+
+
+def _check_order(problem: Problem, index: Index, plan: Plan, backward: fx.GraphModule) -> None:
+    targets = [
+        index.op_node[op].target
+        for op in plan.backward
+        if problem.ops[op].kind is not Kind.VIEW and problem.ops[op].writes
+    ]
+    wanted = iter(targets)
+    for node in backward.graph.nodes:
+        if node.op != "call_function" or node.target not in index.targets:
+            continue
+        if not any(target == node.target for target in wanted):
+            raise ValueError(f"{node.name} of the backward does not stand where the plan has it")
