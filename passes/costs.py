@@ -48,29 +48,53 @@ GPU_ELEMENT_OPS: Mapping[str, float] = {
     "where": 1.0,
 }  # fmt: skip
 
+CACHED_SHARE = 0.5
+"""Share of a small op's operands that is found in the last-level cache. All of them warm or all cold, pointwise ops ran
+at 160 or 33 GB/s (`bench/check_costs.py`, with and without `--cold`); in a step the producer or the reader is near, the
+saved value is not."""
+
 SMALL_POWERS = (1, 2, 3, 0.5, -1, -2)
 """Exponents that become multiplications, a root or a division in generated code."""
 SMALL_POWER_OPS = 3.0
 
+# The same per element for operators that are no plain map. CPU: generated code, measured as above; sorting with torch's
+# own kernel, which generated code calls. GPU: rough ratios of memory passes to arithmetic, not measured; nearly all of
+# these are bound by traffic there.
 RANDOM_OPS_PER_ELEMENT = {"cpu": 340.0, "cuda": 40.0}
-"""One Philox number in generated code. CPU: as above (scalar code). GPU: ten rounds of integer multiplications."""
-SORT_OPS_PER_COMPARISON = {"cpu": 90.0, "cuda": 10.0}
+"""One Philox number. CPU: scalar code."""
+SORT_OPS_PER_COMPARISON = {"cpu": 200.0, "cuda": 10.0}
 """Sorting n numbers takes n log2(n) comparisons of so many simple operations."""
-SCAN_OPS_PER_ELEMENT = {"cpu": 30.0, "cuda": 5.0}
-SCATTER_OPS_PER_ELEMENT = {"cpu": 60.0, "cuda": 10.0}
-"""Accumulating into an index: an atomic addition, and scalar code on the CPU."""
+SCAN_OPS_PER_ELEMENT = {"cpu": 260.0, "cuda": 5.0}
+"""CPU: torch's kernel along a strided dimension; a contiguous one is faster."""
+SCATTER_OPS_PER_ELEMENT = {"cpu": 20.0, "cuda": 10.0}
+"""Accumulating through an index: 7 for whole rows, 26 for single elements."""
 GATHER_OPS_PER_ELEMENT = {"cpu": 4.0, "cuda": 2.0}
-REDUCTION_OPS_PER_ELEMENT = {"cpu": 2.0, "cuda": 1.0}
-VARIANCE_OPS_PER_ELEMENT = {"cpu": 16.0, "cuda": 8.0}
-"""Welford's update: a division per element and a dependent chain."""
+"""Reading rows through an index: 3."""
+ELEMENT_GATHER_OPS_PER_ELEMENT = {"cpu": 19.0, "cuda": 2.0}
+"""Reading single elements through an index of the output's shape."""
+REDUCTION_OPS_PER_ELEMENT = {"cpu": 4.0, "cuda": 1.0}
+"""Sums and extrema: 3 along rows, 6 along columns, 5 for amax."""
+VARIANCE_OPS_PER_ELEMENT = {"cpu": 12.0, "cuda": 8.0}
+"""Welford's update: 5 along rows, 20 for the channels of images."""
+MAX_POOL_OPS_PER_ELEMENT = {"cpu": 95.0, "cuda": 4.0}
+"""Per element of a window; the index of the maximum comes along."""
+AVERAGE_POOL_OPS_PER_ELEMENT = {"cpu": 11.0, "cuda": 1.0}
 
 KERNEL_EFFICIENCY: Mapping[tuple[str, str], float] = {
-    ("cpu", "attention"): 0.6,
-    ("cpu", "convolution"): 0.7,
+    ("cpu", "attention"): 0.4,
+    ("cpu", "convolution"): 1.2,
+    ("cpu", "depthwise convolution"): 0.19,
+    ("cpu", "transposed convolution"): 0.2,
     ("cuda", "attention"): 0.7,
     ("cuda", "convolution"): 0.8,
+    ("cuda", "depthwise convolution"): 0.05,
+    ("cuda", "transposed convolution"): 0.6,
 }
-"""Share of the matmul rate that a family of library kernels reaches. CPU: measured with `bench/check_costs.py`."""
+"""Share of the matmul rate that a family of library kernels reaches. CPU: measured with `bench/check_costs.py`; above
+one, because oneDNN's convolutions are better on this processor than MKL's matmul. GPU: not measured."""
+
+DEPTHWISE_WEIGHTS = 16
+"""A convolution with at most so many input times output channels in a group counts as depthwise."""
 
 
 class Basis(enum.Enum):
@@ -127,7 +151,7 @@ def op_cost(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hi
         basis = Basis.FLOPS
         dtype = str(_matmul_operand(node).dtype).removeprefix("torch.")
         rate = device.matmul_flops_per_second(dtype) * KERNEL_EFFICIENCY.get(
-            (device.kind, _family(node)), 1.0
+            (device.kind, _family(node, size_hint)), 1.0
         )
         arithmetic_seconds = flops / rate
     else:
@@ -237,7 +261,8 @@ _SCATTERS = frozenset(
     for name in (
         "_unsafe_index_put", "_unsafe_masked_index_put_accumulate", "embedding_dense_backward", "index_add",
         "index_copy", "index_fill", "index_put", "index_put_", "index_reduce", "masked_scatter", "put", "scatter",
-        "scatter_add", "scatter_reduce",
+        "scatter_add", "scatter_reduce", "upsample_bicubic2d_backward", "upsample_bilinear2d_backward",
+        "upsample_linear1d_backward", "upsample_trilinear3d_backward",
     )
 ) | {"prims._unsafe_index_put_"}  # fmt: skip
 _SORTS = frozenset({"aten.sort", "aten.topk", "aten.argsort", "aten.kthvalue", "aten.median", "aten.msort"})
@@ -302,9 +327,12 @@ def _moved_bytes(node: fx.Node, kind: NodeKind, size_hint: SizeHint) -> int:
 
 
 def _traffic_seconds(moved_bytes: int, device: Device) -> float:
-    if moved_bytes <= device.cache_bytes:
-        return moved_bytes / device.cache_bytes_per_second
-    return moved_bytes / (device.bandwidth_bytes_per_second * device.bandwidth_efficiency)
+    """Streaming time; of what fits the cache, the share that a neighbour in the graph has just left there is faster."""
+    cached_bytes = CACHED_SHARE * min(moved_bytes, device.cache_bytes)
+    streamed = (moved_bytes - cached_bytes) / (
+        device.bandwidth_bytes_per_second * device.bandwidth_efficiency
+    )
+    return streamed + (cached_bytes / device.cache_bytes_per_second if cached_bytes else 0.0)
 
 
 def _first_touch_seconds(outputs: list[torch.Tensor], device: Device, size_hint: SizeHint) -> float:
@@ -323,9 +351,16 @@ def _matmul_operand(node: fx.Node) -> torch.Tensor:
     return next((tensor for tensor in operands if tensor.dtype.is_floating_point), operands[0])
 
 
-def _family(node: fx.Node) -> str:
+def _family(node: fx.Node, size_hint: SizeHint) -> str:
     name = op_name(node)
-    return "attention" if "attention" in name else "convolution" if "convolution" in name else "matmul"
+    if "convolution" not in name:
+        return "attention" if "attention" in name else "matmul"
+    weight = shape_of(argument(node, "weight"), size_hint)
+    groups = argument(node, "groups")
+    if weight[0] * weight[1] <= DEPTHWISE_WEIGHTS * (groups if isinstance(groups, int) else 1):
+        return "depthwise convolution"
+    transposed = argument(node, "transposed") is True and "backward" not in name
+    return "transposed convolution" if transposed else "convolution"
 
 
 def _element_operations(node: fx.Node, kind: NodeKind, device: Device, size_hint: SizeHint) -> float | None:
@@ -340,10 +375,17 @@ def _element_operations(node: fx.Node, kind: NodeKind, device: Device, size_hint
         return read * SCAN_OPS_PER_ELEMENT[device.kind]
     if name in _SCATTERS:
         return written + _scattered_elements(node, size_hint) * SCATTER_OPS_PER_ELEMENT[device.kind]
+    if name == "aten.gather":
+        return written * ELEMENT_GATHER_OPS_PER_ELEMENT[device.kind]
     if name in _GATHERS:
         return written * GATHER_OPS_PER_ELEMENT[device.kind]
     if name in _POOLS:
-        return written * _window(node, size_hint) * REDUCTION_OPS_PER_ELEMENT[device.kind]
+        table = AVERAGE_POOL_OPS_PER_ELEMENT if "avg" in name else MAX_POOL_OPS_PER_ELEMENT
+        return (
+            _elements(tensors_in(node.meta["val"])[:1], size_hint)
+            * _window(node, size_hint)
+            * table[device.kind]
+        )
     if name in _VARIANCES:
         return read * VARIANCE_OPS_PER_ELEMENT[device.kind]
     if name in _SOFTMAXES:

@@ -69,7 +69,7 @@ FUSIBLE_OPS = frozenset(
         "native_dropout_backward", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "repeat",
         "replication_pad1d", "replication_pad2d", "replication_pad3d", "roll", "select_scatter", "slice_scatter",
         "split_with_sizes_copy", "stack", "tril", "triu", "upsample_bicubic2d", "upsample_bilinear2d",
-        "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "view_copy",
+        "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest2d_backward", "upsample_nearest3d", "view_copy",
     )
 ) | {
     "prims._low_memory_max_pool_offsets_to_indices", "prims.convert_element_type", "prims.fma",

@@ -37,7 +37,8 @@ kernel on many CPUs and runs 100 times slower)."""
 STREAM_BYTES = 64 * 2**20
 """Bytes of each array of the streaming measurement: beyond the last-level cache of most processors."""
 CACHE_BYTES = 2**20
-"""Bytes of each array of the measurement in cache; operands up to eight times as much are taken to be there."""
+LARGE_CACHE_BYTES = 5 * 2**20
+"""Bytes of each of three arrays of the measurements in cache; the larger tells whether the cache holds as much."""
 LARGE_BLOCK_BYTES = 32 * 2**20
 """From this size on glibc's malloc always asks the operating system for fresh pages (DEFAULT_MMAP_THRESHOLD_MAX)."""
 REPEATS = 3
@@ -190,7 +191,7 @@ def measure(name: str, device: torch.device) -> Device:
         flops_per_second={dtype: _round(best[dtype]) for dtype in MATMUL_DTYPES},
         kernel_seconds=_round(1 / best["kernels"]),
         simple_ops_per_second=_round(best["float32"] / 2),
-        cache_bytes=8 * CACHE_BYTES if best["cache"] > best["stream"] else 0,
+        cache_bytes=3 * (LARGE_CACHE_BYTES if best["large_cache"] > best["cache"] / 2 else CACHE_BYTES),
         cache_bytes_per_second=_round(max(best["cache"], best["stream"])),
         large_block_bytes=LARGE_BLOCK_BYTES if best["first_touch"] else 0,
         first_touch_bytes_per_second=_round(best["first_touch"]),
@@ -201,12 +202,13 @@ def measure(name: str, device: torch.device) -> Device:
 
 
 def _round_of_rates(device: torch.device) -> dict[str, float]:
-    """Every rate once: FLOP/s by dtype; bytes/s of ``stream``, ``cache`` and ``first_touch``; kernels per second."""
+    """Every rate once: FLOP/s by dtype, bytes/s of streams, caches and fresh pages, and kernels per second."""
     stream, stream_seconds = _bandwidth(STREAM_BYTES, device)
     return {
         **{dtype: _matmul_flops_per_second(dtype, device) for dtype in MATMUL_DTYPES},
         "stream": stream,
         "cache": _bandwidth(CACHE_BYTES, device)[0],
+        "large_cache": _bandwidth(LARGE_CACHE_BYTES, device)[0],
         "first_touch": _first_touch(STREAM_BYTES, stream_seconds, device) if device.type == "cpu" else 0.0,
         "kernels": 1 / _kernel_seconds(device),
     }

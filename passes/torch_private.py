@@ -4,7 +4,7 @@ One section a topic, each with what we rely on, so that a new torch release is c
 """
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,11 @@ import torch
 from torch._dynamo.backends.common import aot_autograd as aot_autograd
 from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
 from torch._functorch._aot_autograd.graph_compile import is_opaque_node as is_opaque_node
-from torch._functorch._aot_autograd.utils import make_boxed_func as make_boxed_func
 from torch._functorch._aot_autograd.utils import _is_primal as is_primal
 from torch._functorch.compile_utils import fx_graph_cse as fx_graph_cse
 from torch._functorch.partitioners import NodeInfo as NodeInfo
-from torch._functorch.partitioners import _is_assert_only_symbool as is_assert_only_symbool
 from torch._functorch.partitioners import _extract_fwd_bwd_modules as extract_forward_backward
+from torch._functorch.partitioners import _is_assert_only_symbool as is_assert_only_symbool
 from torch._functorch.partitioners import classify_nodes as classify_nodes
 from torch._functorch.partitioners import cleanup_recompute_tags as cleanup_recompute_tags
 from torch._functorch.partitioners import force_save_bw_mutation_src as force_save_backward_mutation_source
@@ -374,6 +373,12 @@ def _output_strides(graph: Any, out: Any) -> tuple[int, ...] | None:
 # ShortenTraceback passes through Dynamo as it is, where any other exception comes out as BackendCompilerFailed.
 
 
+def boxed(run: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
+    """Mark a function that takes its arguments as a list and empties it, so that they can die while it runs."""
+    run._boxed_call = True  # type: ignore[attr-defined]
+    return run
+
+
 def inductor_choices(handler: Any) -> Any:
     """A context in which Inductor asks ``handler`` about fusion."""
     from torch._inductor.virtualized import V
@@ -392,7 +397,7 @@ def origin_names(scheduler_node: Any) -> list[str]:
 
 
 # ---- Inductor: its decompositions ------------------------------------------------------------------------------------
-# Relied on: `torch._inductor.decomposition.select_decomp_table()`, the table that AOTAutograd traces with under Inductor.
+# Relied on: `torch._inductor.decomposition.select_decomp_table()`, which AOTAutograd traces with under Inductor.
 
 
 def inductor_decompositions() -> dict[Any, Any]:
