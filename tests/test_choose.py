@@ -1,0 +1,81 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graphremat.choose import Choice, choose
+
+REPLAYED = [1000, 900, 800, 700, 600, 500, 400, 300]
+
+
+def pick(true: list[int], budget: int | float | None, **options: object) -> tuple[Choice, list[int]]:
+    asked: list[int] = []
+
+    def truth(place: int) -> int:
+        asked.append(place)
+        return true[place]
+
+    return choose(REPLAYED, truth, budget, **options), asked  # type: ignore[arg-type]
+
+
+def test_no_budget_takes_the_fastest_and_looks_once() -> None:
+    choice, asked = pick(REPLAYED, None)
+    assert (choice.place, choice.budget_bytes, asked) == (0, None, [0])
+
+
+def test_exact_replays_need_one_look() -> None:
+    choice, asked = pick(REPLAYED, 650)
+    assert (choice.place, asked) == (4, [4])
+
+
+def test_a_plan_over_the_budget_is_never_taken() -> None:
+    true = [b + 120 for b in REPLAYED]
+    choice, _ = pick(true, 650)
+    assert true[choice.place] <= 650
+    assert choice.place == 5
+
+
+def test_a_pessimistic_replay_is_corrected() -> None:
+    true = [b * 8 // 10 for b in REPLAYED]
+    choice, asked = pick(true, 650)
+    assert choice.place == 2
+    assert len(asked) <= 3
+
+
+def test_fractions_are_linear_in_true_bytes() -> None:
+    true = [b + 50 for b in REPLAYED]
+    for fraction in (0.0, 0.25, 0.5, 0.75, 1.0):
+        choice, _ = pick(true, fraction)
+        assert choice.budget_bytes == 350 + round(fraction * 700)
+        assert true[choice.place] <= choice.budget_bytes
+        assert (choice.lowest_bytes, choice.fastest_bytes) == (350, 1050)
+
+
+def test_an_infeasible_budget_names_the_lowest_peak() -> None:
+    choice, asked = pick(REPLAYED, 299)
+    assert not choice.fits
+    assert (choice.place, choice.lowest_bytes) == (7, 300)
+    assert 7 in asked
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 8])
+def test_looks_are_bounded(most: int) -> None:
+    true = [b + 90 for b in REPLAYED]
+    _, asked = pick(true, 500, most=most)
+    assert len(asked) <= most
+    assert len(set(asked)) == len(asked)
+
+
+@given(
+    st.lists(st.floats(0.7, 1.3), min_size=8, max_size=8),
+    st.one_of(st.integers(200, 1300), st.floats(0, 1)),
+)
+def test_always_under_the_budget_or_infeasible(errors: list[float], budget: int | float) -> None:
+    true = [round(b * e) for b, e in zip(REPLAYED, errors, strict=True)]
+    choice, asked = pick(true, budget)
+    assert len(asked) <= 8
+    assert choice.budget_bytes is not None
+    if choice.fits:
+        assert true[choice.place] <= choice.budget_bytes
+    else:
+        assert all(true[p] > choice.budget_bytes for p in asked)
+        assert 7 in asked
