@@ -70,8 +70,10 @@ def _run_op_by_op(
     gm: fx.GraphModule, example_inputs: Sequence[Any], partitioner: Partitioner
 ) -> Callable[..., Any]:
     def as_it_is(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        boxed: Callable[..., Any] = private.make_boxed_func(graph.forward)
-        return boxed
+        def run(arguments: list[Any]) -> Any:
+            return fx.Interpreter(graph).boxed_run(arguments)
+
+        return private.boxed(run)
 
     run: Callable[..., Any] = private.aot_autograd(fw_compiler=as_it_is, bw_compiler=as_it_is, partition_fn=partitioner)(
         gm, example_inputs

@@ -219,12 +219,7 @@ def saved_by(backward: fx.GraphModule, joint: JointGraph, problem: Problem, inde
 
 def _with_torchs_first(found: Frontier, torchs: Candidate) -> Frontier:
     """The frontier with torch's plan as the fastest, and nothing that is not below its peak behind it."""
-    below = tuple(
-        c
-        for c in found.candidates
-        if c.replay.peak_bytes < torchs.replay.peak_bytes
-        and c.replay.recompute_seconds >= torchs.replay.recompute_seconds
-    )
+    below = tuple(c for c in found.candidates if c.replay.peak_bytes < torchs.replay.peak_bytes)
     return Frontier((torchs, *below))
 
 

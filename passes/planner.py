@@ -34,8 +34,7 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
-    """Plans from the fastest to the one of lowest peak: every next one has a lower peak, takes longer and recomputes
-    no less."""
+    """Plans from the fastest to the one of lowest peak: every next one has a lower peak and takes longer."""
 
     candidates: tuple[Candidate, ...]
 
@@ -107,14 +106,11 @@ def _floor(problem: Problem) -> int:
 
 
 def _pareto(found: list[Candidate], most: int) -> tuple[Candidate, ...]:
-    """Plans that no other beats in peak and seconds, thinned to ``most``, ends kept, recomputation rising."""
+    """Plans that no other beats in peak and seconds, thinned to ``most``, ends kept."""
     order = sorted(found, key=lambda c: (c.replay.seconds, c.replay.peak_bytes, c.plan.saved))
     kept: list[Candidate] = []
     for candidate in order:
-        if not kept or (
-            candidate.replay.peak_bytes < kept[-1].replay.peak_bytes
-            and candidate.replay.recompute_seconds >= kept[-1].replay.recompute_seconds
-        ):
+        if not kept or candidate.replay.peak_bytes < kept[-1].replay.peak_bytes:
             kept.append(candidate)
     if len(kept) <= most:
         return tuple(kept)
