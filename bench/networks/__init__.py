@@ -8,13 +8,28 @@ Sizes:
 
 * ``tiny``: two blocks and narrow, but with activations that outweigh the parameters: seconds to trace, few kernels.
 * ``small``: the size of the full table; one compiled step well under 100 ms on two cores.
-* ``large``: 0.5 to 5 seconds an eager step on two cores.
-* Some networks have more: ``linear_stack`` ``wide_batch``; ``llama`` ``reference`` (8 blocks, d=512, batch 4 x 256);
+* ``large``: 0.3 to 1.5 seconds an eager step on two cores.
+* Some networks have more: ``linear_stack`` ``wide_batch`` (at ``large`` its gradients are 400 MiB against 12 MiB of
+  activations, so no plan can help there); ``llama`` ``reference`` (8 blocks, d=512, batch 4 x 256);
   ``post_norm`` ``large20`` and ``large40``, which are meant to be planned on fake tensors and never run.
 
-``python -m bench.describe_networks`` measures what the sizes come to; for tiny and small, in MiB:
+``python -m bench.describe_networks`` measures what the sizes come to. In MiB, what the eager forward
+leaves alive for the backward, and what is alive after it:
 
-TABLE
+==================  ================  ===============  =================  ================
+network             tiny activations   tiny gradients  small activations   small gradients
+==================  ================  ===============  =================  ================
+linear_stack                    0.75             0.05              25.00              1.59
+post_norm                       1.66             0.10              12.56              3.03
+llama                           3.09             0.11              23.30              3.32
+dropout_gpt                     5.58             0.12              31.29              3.34
+resnet                          0.53             0.02               8.38              0.67
+unet                            3.14             0.11               6.95              1.86
+encoder_decoder                 2.80             0.14              20.59              3.85
+mixture_of_experts              3.17             0.18              17.96              3.02
+two_losses                      1.55             0.10              36.20              4.55
+called_twice                    2.29             0.05              17.07              1.58
+==================  ================  ===============  =================  ================
 """
 
 from collections.abc import Callable, Mapping
