@@ -14,6 +14,7 @@ import os
 import platform
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -271,6 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.compiler.config.force_disable_caches = (
         True  # a graph from torch's cache is not planned, and has no report
     )
+    warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
     console = Console(width=None if sys.stdout.isatty() else 200)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
