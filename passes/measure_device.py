@@ -41,11 +41,13 @@ LARGE_CACHE_BYTES = 5 * 2**20
 """Bytes of each of three arrays of the measurements in cache; the larger tells whether the cache holds as much."""
 LARGE_BLOCK_BYTES = 32 * 2**20
 """From this size on glibc's malloc always asks the operating system for fresh pages (DEFAULT_MMAP_THRESHOLD_MAX)."""
-REPEATS = 3
+REPEATS = 2
 """Timings of one rate in one round."""
-ROUNDS = 3
+ROUNDS = 2
 ENOUGH_SECONDS = 0.8
 """No further round is begun after this time."""
+PARALLEL_SHARE = 0.8
+"""Share of linear scaling that parallel matmuls reach at least when nothing else runs: 1.0 with 2 threads here."""
 DISTURBED = 0.7
 """A round this much slower than the best means that the machine was busy; undisturbed rounds differ by 5%."""
 
@@ -202,7 +204,27 @@ def measure(name: str, device: torch.device) -> Device:
 
 
 def _round_of_rates(device: torch.device) -> dict[str, float]:
-    """Every rate once: FLOP/s by dtype, bytes/s of streams, caches and fresh pages, and kernels per second."""
+    """Every rate once: FLOP/s by dtype, bytes/s of streams, caches and fresh pages, and kernels per second.
+
+    Another busy process makes a parallel kernel several times slower (its threads wait for each other), but hardly
+    disturbs a short serial one. So a processor's rates are no lower than what one thread reaches, and its matmul and
+    cache rates no lower than :data:`PARALLEL_SHARE` of one thread's times the number of threads.
+    """
+    rates = _rates(device)
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and threads > 1:
+        torch.set_num_threads(1)
+        try:
+            alone = _rates(device)
+        finally:
+            torch.set_num_threads(threads)
+        for key, rate in alone.items():
+            scales = key in MATMUL_DTYPES or key in ("cache", "large_cache")
+            rates[key] = max(rates[key], rate * threads * PARALLEL_SHARE if scales else rate)
+    return rates
+
+
+def _rates(device: torch.device) -> dict[str, float]:
     stream, stream_seconds = _bandwidth(STREAM_BYTES, device)
     return {
         **{dtype: _matmul_flops_per_second(dtype, device) for dtype in MATMUL_DTYPES},
