@@ -7,6 +7,7 @@ is a few lines over a module that does the work, and that module is imported onl
 import json
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -94,7 +95,14 @@ def doctor(
 
 
 @app.command()
-def demo() -> None:
+def demo(
+    into: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="Also write the table into this file, between its marks."
+        ),
+    ] = None,
+) -> None:
     """Train a small language model at the fastest plan and under three tighter memory budgets.
 
     Exits with 1 if a budget was exceeded, the loss did not fall, or gradients differ from eager's.
@@ -102,4 +110,4 @@ def demo() -> None:
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # quiet; read when torch is loaded
     from graphremat.demo import main as run_demo
 
-    raise typer.Exit(run_demo())
+    raise typer.Exit(run_demo(into=into))

@@ -1,13 +1,11 @@
 """The main job on real input: a small byte-level language model, trained under four memory budgets.
 
-The text is what every machine with Python has: the source files of the standard library. The model is trained with
-the fastest plan and under three tighter budgets, each from the same seed on the same batches, and one table says what
-was promised and what was measured. Run it with ``python -m graphremat demo``.
+The model is trained with the fastest plan and under three tighter budgets, each from the same seed on the same
+batches, and one table says what was promised and what was measured. Run it with ``python -m graphremat demo``.
 """
 
 import os
 import statistics
-import sysconfig
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,77 +14,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import graphremat
+from graphremat.byte_model import ByteModel, Size, batches, corpus, new_model
 from graphremat.errors import GraphrematError
 from graphremat.measure import Timing, gradient_error, measure_peak, time_interleaved
 from graphremat.report import Report
 from graphremat.units import format_bytes
 
-SEED = 20
-CORPUS_BYTES = 4_000_000
 LEARNING_RATE = 2e-3
 TIMED_ROUNDS = 12
 MAX_GRADIENT_ERROR = 1e-4
 """Relative; float32 sums in another order differ by about 1e-6."""
 
 BUDGETS: Mapping[str, float | None] = {"fastest plan": None, "0.6": 0.6, "0.3": 0.3, "0.0": 0.0}
-TABLE_WIDTH = 140
-
-
-@dataclass(frozen=True)
-class Size:
-    """How large the model and its batches are, and for how many steps it is trained."""
-
-    blocks: int = 4
-    width: int = 128
-    heads: int = 4
-    batch: int = 16
-    length: int = 128
-    steps: int = 120
-
-
-class Block(nn.Module):
-    """Causal attention and a feed-forward of four times the width, each normalised first and added: [b, t, d]."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.attention_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width, bias=False)
-        self.attention_out = nn.Linear(width, width, bias=False)
-        self.feed_norm = nn.LayerNorm(width)
-        self.feed_in = nn.Linear(width, 4 * width, bias=False)
-        self.feed_out = nn.Linear(4 * width, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        heads = self.query_key_value(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1))
-        query, key, value = heads.permute(2, 0, 3, 1, 4)
-        attention = F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        x = x + self.attention_out(attention.transpose(1, 2).flatten(2))
-        feed: Tensor = self.feed_out(F.gelu(self.feed_in(self.feed_norm(x)), approximate="tanh"))
-        return x + feed
-
-
-class ByteModel(nn.Module):
-    """A decoder over bytes. It takes tokens [batch, length + 1] and gives the mean loss of the next byte."""
-
-    def __init__(self, size: Size) -> None:
-        super().__init__()
-        self.bytes = nn.Embedding(256, size.width)
-        self.places = nn.Parameter(0.02 * torch.randn(size.length, size.width))
-        self.blocks = nn.Sequential(*(Block(size.width, size.heads) for _ in range(size.blocks)))
-        self.norm = nn.LayerNorm(size.width)
-        self.head = nn.Linear(size.width, 256, bias=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        x = self.blocks(self.bytes(tokens[:, :-1]) + self.places)
-        return F.cross_entropy(self.head(self.norm(x)).flatten(0, 1), tokens[:, 1:].flatten())
+MARKS = ("<!-- demo table -->", "<!-- end of demo table -->")
+"""Where a file wants the table."""
 
 
 @dataclass(frozen=True)
@@ -113,38 +61,6 @@ class Run:
         return tuple(f"{self.name}: {problem}" for problem in found)
 
 
-def corpus(limit_bytes: int = CORPUS_BYTES) -> Tensor:
-    """The first bytes of the standard library's modules, in order of their names: uint8 [at most limit_bytes].
-
-    Raises:
-        GraphrematError: this Python comes without its sources.
-    """
-    text = bytearray()
-    for path in sorted(Path(sysconfig.get_path("stdlib")).glob("*.py")):
-        text += path.read_bytes()
-        if len(text) >= limit_bytes:
-            break
-    if not text:
-        raise GraphrematError(
-            "this Python comes without the sources of its standard library: nothing to train on"
-        )
-    return torch.frombuffer(text[:limit_bytes], dtype=torch.uint8)
-
-
-def batches(text: Tensor, size: Size) -> Tensor:
-    """Windows of the text at seeded random places: int64 [steps, batch, length + 1]."""
-    generator = torch.Generator().manual_seed(SEED)
-    window = size.length + 1
-    starts = torch.randint(len(text) - window, (size.steps, size.batch, 1), generator=generator)
-    return text[starts + torch.arange(window)].long()
-
-
-def new_model(size: Size) -> ByteModel:
-    """The model as it is before the first step, the same every time."""
-    torch.manual_seed(SEED)
-    return ByteModel(size)
-
-
 def backward_step(loss_of: Callable[[Tensor], Tensor], tokens: Tensor) -> float:
     """One forward and backward; gradients are added to the parameters. Returns the loss."""
     loss = loss_of(tokens)
@@ -161,7 +77,7 @@ def train(
     name: str,
     compiled: Callable[[Tensor], Tensor],
     model: ByteModel,
-    data: Tensor,
+    data: Sequence[Tensor],
     on_step: Callable[[float], None],
 ) -> Run:
     """Train ``model`` on every batch of ``data`` through ``compiled``, which is compiled by the first step.
@@ -207,6 +123,7 @@ def run_all(
     size: Size, options: Mapping[str, Any], console: Console
 ) -> tuple[Sequence[Run], Mapping[str, Timing]]:
     """Train under every budget, with a progress bar; then time a step of each in turns."""
+    torch.compiler.reset()  # what this process compiled before would be run again, and not planned
     data = batches(corpus(), size)
     runs: list[Run] = []
     steps: dict[str, Callable[[], object]] = {}
@@ -254,34 +171,51 @@ def _timed_step(compiled: Callable[[Tensor], Tensor], model: nn.Module, tokens: 
 
 
 def table(runs: Sequence[Run], timings: Mapping[str, Timing]) -> Table:
-    """One row a budget: what was asked, promised and measured."""
-    shown = Table(title="one forward and backward of the byte model", title_justify="left")
-    for column in ("budget", "in bytes", "predicted peak", "measured peak", "step", "saved", "recomputed"):
-        shown.add_column(column, justify="right", no_wrap=True)
-    for column in ("gradient error", "loss"):
-        shown.add_column(column, justify="right")
+    """One column a budget: what was asked, promised and measured. It is Markdown, and fits 80 columns."""
+    shown = Table(box=box.MARKDOWN)
+    shown.add_column("memory_budget")
     for run in runs:
-        report = run.report
-        shown.add_row(
-            run.name,
-            "" if report.budget_bytes is None else format_bytes(report.budget_bytes),
-            format_bytes(report.generated_peak_bytes),
-            format_bytes(run.measured_peak_bytes),
-            f"{timings[run.name].median_seconds * 1e3:.0f} ms",
-            f"{report.saved_count} values, {format_bytes(report.saved_bytes)}",
-            f"{report.recomputed_ops} ops, {report.recomputed_seconds * 1e3:.1f} ms",
-            f"{run.gradient_error:.1e}",
-            f"{run.losses[0]:.2f} to {run.losses[-1]:.2f}",
-        )
+        shown.add_column(run.name, justify="right", no_wrap=True)
+    rows: Mapping[str, Callable[[Run], str]] = {
+        "in bytes": lambda run: (
+            "" if run.report.budget_bytes is None else format_bytes(run.report.budget_bytes)
+        ),
+        "predicted peak": lambda run: format_bytes(run.report.generated_peak_bytes),
+        "measured peak": lambda run: format_bytes(run.measured_peak_bytes),
+        "step": lambda run: f"{timings[run.name].median_seconds * 1e3:.0f} ms",
+        "saved values": lambda run: f"{run.report.saved_count}",
+        "saved bytes": lambda run: format_bytes(run.report.saved_bytes),
+        "ops run again": lambda run: f"{run.report.recomputed_ops}",
+        "planned for them": lambda run: f"{run.report.recomputed_seconds * 1e3:.1f} ms",
+        "gradient error": lambda run: f"{run.gradient_error:.1e}",
+        "first loss": lambda run: f"{run.losses[0]:.3f}",
+        "last loss": lambda run: f"{run.losses[-1]:.3f}",
+    }
+    for name, cell in rows.items():
+        shown.add_row(name, *(cell(run) for run in runs))
     return shown
 
 
-def main(size: Size | None = None, options: Mapping[str, Any] | None = None) -> int:
+def insert(path: Path, text: str) -> None:
+    """Put ``text`` between the marks for the demo's table in the file at ``path``.
+
+    Raises:
+        GraphrematError: the file has no such marks.
+    """
+    before, mark, rest = path.read_text().partition(MARKS[0])
+    _, end, after = rest.partition(MARKS[1])
+    if not (mark and end):
+        raise GraphrematError(f"{path} has no {MARKS[0]} and {MARKS[1]}")
+    path.write_text(f"{before}{mark}\n{text}{end}{after}")
+
+
+def main(size: Size | None = None, options: Mapping[str, Any] | None = None, into: Path | None = None) -> int:
     """Run the demo and print its table.
 
     Args:
         size: another size than the one that takes a few minutes on two cores.
         options: options of the backend besides ``memory_budget``.
+        into: a file that the table is written to as well, between its marks.
 
     Returns:
         The exit code: 0, or 1 if a budget was exceeded, the loss did not fall, or gradients differ from eager's.
@@ -289,8 +223,11 @@ def main(size: Size | None = None, options: Mapping[str, Any] | None = None) -> 
     console = Console()
     with fresh_cache():
         runs, timings = run_all(size or Size(), options or {}, console)
-    wide = console if console.is_terminal else Console(width=TABLE_WIDTH)
-    wide.print(table(runs, timings))
+    with console.capture() as captured:
+        console.print(table(runs, timings), markup=False)
+    console.out(captured.get(), highlight=False)
+    if into is not None:
+        insert(into, captured.get())
     problems = [problem for run in runs for problem in run.problems()]
     for problem in problems:
         console.print(f"FAILED {problem}", markup=False)

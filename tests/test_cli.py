@@ -96,7 +96,7 @@ def test_doctor_names_each_problem_and_exits_with_1(
 
 @pytest.mark.parametrize("exit_code", [0, 1])
 def test_demo_exits_as_the_demo_says(monkeypatch: pytest.MonkeyPatch, exit_code: int) -> None:
-    monkeypatch.setattr(graphremat.demo, "main", lambda: exit_code)
+    monkeypatch.setattr(graphremat.demo, "main", lambda into: exit_code)
     assert runner.invoke(app, ["demo"]).exit_code == exit_code
 
 

@@ -1,5 +1,6 @@
 """The demo on a tiny model: its text, its batches, its verdicts, and one whole run."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from graphremat import GraphrematError, Report
+from graphremat import GraphrematError, Report, byte_model
 from graphremat import demo as demo_module
-from graphremat.demo import BUDGETS, ByteModel, Run, Size, batches, corpus, main, run_all, table
+from graphremat.byte_model import ByteModel, Size, batches, corpus
+from graphremat.demo import BUDGETS, MARKS, Run, insert, main, run_all, table
 
 TINY = Size(blocks=2, width=32, heads=2, batch=4, length=32, steps=12)
 
@@ -27,7 +29,7 @@ def test_the_text_is_python_and_the_same_every_time() -> None:
 
 
 def test_a_python_without_sources_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(demo_module.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(byte_model.sysconfig, "get_path", lambda name: str(tmp_path))
     with pytest.raises(GraphrematError, match="without the sources"):
         corpus()
 
@@ -35,9 +37,12 @@ def test_a_python_without_sources_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_batches_are_windows_of_the_text() -> None:
     text = torch.arange(200, dtype=torch.uint8)
     data = batches(text, TINY)
-    assert data.shape == (TINY.steps, TINY.batch, TINY.length + 1)
-    assert torch.equal(data[..., 1:] - data[..., :-1], torch.ones_like(data[..., 1:]))
-    assert torch.equal(data, batches(text, TINY))
+    assert len(data) == TINY.steps
+    for tokens, again in zip(data, batches(text, TINY), strict=True):
+        assert tokens.shape == (TINY.batch, TINY.length + 1)
+        assert tokens.untyped_storage().nbytes() == tokens.numel() * tokens.element_size()
+        assert torch.equal(tokens[:, 1:] - tokens[:, :-1], torch.ones_like(tokens[:, 1:]))
+        assert torch.equal(tokens, again)
 
 
 def test_the_model_looks_at_the_past_only() -> None:
@@ -79,18 +84,34 @@ def test_a_broken_promise_is_named(runs: tuple[Run, ...], change: dict[str, obje
 
 
 def test_main_prints_the_table_and_the_verdict(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert main(TINY, {"lowering": "aot_eager"}) == 0
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
+    assert main(TINY, {"lowering": "aot_eager"}, page) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in BUDGETS)
     assert "Every budget was kept" in shown
+    before, *rows, after = page.read_text().splitlines()
+    assert (before, rows[0], rows[-1], after) == ("before", MARKS[0], MARKS[1], "after")
+    assert "\n".join(rows[1:-1]) in shown
+    assert {row.count("|") for row in rows[1:-1] if row.strip()} == {len(BUDGETS) + 2}
     monkeypatch.setattr(demo_module, "MAX_GRADIENT_ERROR", -1.0)
     assert main(TINY, {"lowering": "aot_eager"}) == 1
     assert "FAILED 0.3: gradients differ" in capsys.readouterr().out
 
 
-def test_the_table_has_a_row_for_each_run(runs: tuple[Run, ...]) -> None:
+def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    with pytest.raises(GraphrematError, match="has no <!-- demo table -->"):
+        insert(page, "table")
+
+
+def test_the_table_fits_a_small_terminal(runs: tuple[Run, ...]) -> None:
     timings = demo_module.time_interleaved({run.name: lambda: None for run in runs}, rounds=1)
-    assert table(runs, timings).row_count == len(runs)
+    console = Console(width=80, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(table(runs, timings))
+    assert "…" not in captured.get()
     assert isinstance(runs[0].report, Report)
