@@ -1,6 +1,8 @@
 """The demo on a tiny model: its text, its batches, its verdicts, and one whole run."""
 
 import io
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,17 +10,24 @@ import pytest
 import torch
 from rich.console import Console
 
-from graphremat import GraphrematError, Report, byte_model
+from graphremat import GraphrematError, byte_model
 from graphremat import demo as demo_module
 from graphremat.byte_model import ByteModel, Size, batches, corpus
-from graphremat.demo import BUDGETS, MARKS, Run, insert, main, run_all, table
+from graphremat.demo import BUDGETS, MARKS, Run, fresh_cache, insert, main, run_all, table
+from graphremat.measure import Timing
 
 TINY = Size(blocks=2, width=32, heads=2, batch=4, length=32, steps=12)
 
 
 @pytest.fixture(scope="module")
-def runs() -> tuple[Run, ...]:
-    return tuple(run_all(TINY, {"lowering": "aot_eager"}, Console(quiet=True))[0])
+def trained() -> tuple[Sequence[Run], Mapping[str, Timing]]:
+    with fresh_cache():
+        return run_all(TINY, {"lowering": "aot_eager"}, Console(quiet=True))
+
+
+@pytest.fixture
+def runs(trained: tuple[Sequence[Run], Mapping[str, Timing]]) -> Sequence[Run]:
+    return trained[0]
 
 
 def test_the_text_is_python_and_the_same_every_time() -> None:
@@ -58,7 +67,7 @@ def test_the_model_looks_at_the_past_only() -> None:
     assert not same[TINY.length // 2 :].all()
 
 
-def test_a_run_under_every_budget(runs: tuple[Run, ...]) -> None:
+def test_a_run_under_every_budget(runs: Sequence[Run]) -> None:
     assert [run.name for run in runs] == list(BUDGETS)
     assert [run.problems() for run in runs] == [()] * len(BUDGETS)
     asked = [run.report.budget_bytes for run in runs]
@@ -78,17 +87,21 @@ def test_a_run_under_every_budget(runs: tuple[Run, ...]) -> None:
         ({"losses": (1.0, 1.0)}, "does not fall"),
     ],
 )
-def test_a_broken_promise_is_named(runs: tuple[Run, ...], change: dict[str, object], words: str) -> None:
+def test_a_broken_promise_is_named(runs: Sequence[Run], change: dict[str, object], words: str) -> None:
     (problem,) = replace(runs[-1], **change).problems()
     assert words in problem
 
 
 def test_main_prints_the_table_and_the_verdict(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    trained: tuple[Sequence[Run], Mapping[str, Timing]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.setattr(demo_module, "run_all", lambda size, options, console: trained)
     page = tmp_path / "page.md"
     page.write_text(f"before\n{MARKS[0]}\nold\n{MARKS[1]}\nafter\n")
-    assert main(TINY, {"lowering": "aot_eager"}, page) == 0
+    assert main(into=page) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in BUDGETS)
     assert "Every budget was kept" in shown
@@ -97,7 +110,7 @@ def test_main_prints_the_table_and_the_verdict(
     assert "\n".join(rows[1:-1]) in shown
     assert {row.count("|") for row in rows[1:-1] if row.strip()} == {len(BUDGETS) + 2}
     monkeypatch.setattr(demo_module, "MAX_GRADIENT_ERROR", -1.0)
-    assert main(TINY, {"lowering": "aot_eager"}) == 1
+    assert main() == 1
     assert "FAILED 0.3: gradients differ" in capsys.readouterr().out
 
 
@@ -108,10 +121,15 @@ def test_a_page_without_marks_is_refused(tmp_path: Path) -> None:
         insert(page, "table")
 
 
-def test_the_table_fits_a_small_terminal(runs: tuple[Run, ...]) -> None:
-    timings = demo_module.time_interleaved({run.name: lambda: None for run in runs}, rounds=1)
+def test_the_table_fits_a_small_terminal(trained: tuple[Sequence[Run], Mapping[str, Timing]]) -> None:
     console = Console(width=80, file=io.StringIO())
     with console.capture() as captured:
-        console.print(table(runs, timings))
+        console.print(table(*trained))
     assert "…" not in captured.get()
-    assert isinstance(runs[0].report, Report)
+
+
+def test_the_cache_is_fresh_and_the_old_one_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "old")
+    with fresh_cache():
+        assert list(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).iterdir()) == []
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "old"
