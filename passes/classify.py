@@ -59,6 +59,8 @@ def read_joint_graph(
         for node in module.graph.nodes
         if node.op != "output"
     }
+    mutated = private.mutated_inputs(module.graph)
+    overwritten = {node for node in module.graph.find_nodes(op="placeholder") if node.name in mutated}
     keep: dict[fx.Node, str] = {}
     unsavable: dict[fx.Node, str] = {}
     for node in module.graph.nodes:
@@ -68,6 +70,11 @@ def read_joint_graph(
             unsavable[node] = "marked by the user to be recomputed"
             continue
         reason = keep_reason(node)
+        if not reason and any(operand in overwritten for operand in node.all_input_nodes):
+            if classify_kind(node) is NodeKind.VIEW:
+                overwritten.add(node)
+            else:
+                reason = "reads an input that the forward overwrites"
         if reason:
             keep[node] = reason
     return JointGraph(

@@ -5,7 +5,7 @@ One section a topic, each with what we rely on, so that a new torch release is c
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -13,6 +13,7 @@ from unittest.mock import patch
 import torch
 from torch._dynamo.backends.common import aot_autograd as aot_autograd
 from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
+from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput as InputMutationAOTOutput
 from torch._functorch._aot_autograd.graph_compile import is_opaque_node as is_opaque_node
 from torch._functorch._aot_autograd.utils import _is_primal as is_primal
 from torch._functorch.compile_utils import fx_graph_cse as fx_graph_cse
@@ -163,6 +164,30 @@ def first_user_output() -> int:
     if context is None or context.fw_metadata is None:
         return 0
     return int(context.fw_metadata.num_mutated_inp_runtime_indices)
+
+
+def mutated_inputs(graph: torch.fx.Graph) -> frozenset[str]:
+    """Names of the placeholders that the forward overwrites: in the graph by copy_, or by AOTAutograd after it.
+
+    Relied on: joint graphs carry descriptors in ``meta["desc"]``, one an input and a list on the output node; a new value
+    of an input is an InputMutationAOTOutput that holds the input's descriptor.
+    """
+    output = graph.output_node()
+    overwritten = [
+        desc.mutated_input for desc in output.meta.get("desc", ()) if isinstance(desc, InputMutationAOTOutput)
+    ]
+    found = {node.name for node in graph.find_nodes(op="placeholder") if node.meta.get("desc") in overwritten}
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        target = node.args[0]
+        if isinstance(target, torch.fx.Node) and target.op == "placeholder":
+            found.add(target.name)
+    return frozenset(found)
+
+
+def count_mutated_outputs(graph: torch.fx.Graph) -> int:
+    """How many of a joint graph's outputs come first that are new values of inputs."""
+    descs = graph.output_node().meta.get("desc", ())
+    return sum(isinstance(desc, InputMutationAOTOutput) for desc in descs)
 
 
 def keeps_output_strides(*, is_backward: bool) -> bool:
@@ -405,3 +430,41 @@ def inductor_decompositions() -> dict[Any, Any]:
     from torch._inductor.decomposition import select_decomp_table
 
     return dict(select_decomp_table())
+
+
+# ---- Inductor: for tests -------------------------------------------------------------------------------------
+# Relied on: `cpu_vec_isa.valid_vec_isa_list` is a cached function; `config.patch`, `config.get_config_copy`.
+
+
+def inductor_config(**changes: Any) -> AbstractContextManager[None]:
+    """Inductor's configuration with some entries changed."""
+    from torch._inductor import config
+
+    changed: AbstractContextManager[None] = config.patch(changes)
+    return changed
+
+
+def inductor_state() -> dict[str, str]:
+    """Everything of Inductor and Dynamo that code generation could leave changed, as text."""
+    from torch._dynamo.utils import counters
+    from torch._inductor import async_compile, config, metrics
+    from torch._inductor.virtualized import V
+
+    context = torch._guards.TracingContext.try_get()
+    return {
+        "config": str(config.get_config_copy()),
+        "counters": str({name: dict(counter) for name, counter in counters.items()}),
+        "metrics": str({name: value for name, value in vars(metrics).items() if isinstance(value, (int, list))}),
+        "graph": str(type(V.graph)),
+        "debug": str(type(V.debug)),
+        "fake mode": str(id(V.fake_mode)),
+        "context": str({name: id(value) for name, value in vars(context).items()}) if context is not None else "",
+        "kernels": str(async_compile.CompiledTritonKernels._cache),
+    }
+
+
+def forget_vector_instructions() -> None:
+    """Inductor will find out anew which vector instructions the processor and the compiler have."""
+    from torch._inductor import cpu_vec_isa
+
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
