@@ -95,6 +95,40 @@ def doctor(
 
 
 @app.command()
+def replan(
+    problem: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="10-problem.json of a dump.")],
+    budget: Annotated[
+        str | None,
+        typer.Option(help="20GiB, 800MB, bytes, or a fraction like 0.5. Left out: the fastest plan."),
+    ] = None,
+    plan_to: Annotated[Path | None, typer.Option("--plan", help="Write the plan into this file.")] = None,
+) -> None:
+    """Plan a dumped problem again, without torch, and show every plan that was found.
+
+    Peaks are the planner's own replay. Exits with 1 if no plan is under the budget.
+    """
+    from graphremat.replan import load_problem, parse_budget
+    from graphremat.replan import replan as plan_again
+
+    loaded = load_problem(problem)
+    found = plan_again(loaded, parse_budget(budget))
+    table = Table("", "peak", "step", "run again", "saved", "made by", box=None)
+    for place, candidate in enumerate(found.frontier.candidates):
+        replayed = candidate.replay
+        table.add_row(
+            "->" if place == found.place else "",
+            format_bytes(replayed.peak_bytes),
+            f"{replayed.seconds * 1e3:.3f} ms",
+            f"{replayed.recompute_seconds * 1e3:.3f} ms",
+            format_bytes(replayed.saved_bytes),
+            candidate.plan.origin,
+        )
+    Console().print(table, markup=False)
+    if plan_to is not None:
+        plan_to.write_text(found.chosen.plan.to_json(loaded) + "\n", encoding="utf-8")
+
+
+@app.command()
 def demo(
     into: Annotated[
         Path | None,
