@@ -5,6 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from graphremat.options import Options
 from graphremat.versions import supported_torch_text
@@ -39,3 +40,16 @@ def test_every_file_that_is_named_is_there() -> None:
     named = set(re.findall(r"\]\(([\w/.]+)\)", README)) | set(re.findall(r"`(\w+/\w+\.py)`", README))
     assert named
     assert [name for name in sorted(named) if not (root / name).exists()] == []
+
+
+def test_the_files_of_a_dump_are_the_files_named(tmp_path: Path) -> None:
+    torch.compiler.reset()
+    options = {"lowering": "aot_eager", "memory_budget": 0.0, "dump_dir": str(tmp_path)}
+    model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
+    torch.compile(model, backend="graphremat", options=options)(torch.ones(64, 8)).sum().backward()
+    (folder,) = tmp_path.iterdir()
+    table = README.split("<!-- dump files -->")[1].split("<!-- end of dump files -->")[0]
+    named = re.findall(r"`([\w.-]+)`", table)
+    assert named == sorted(named[:-3]) + named[-3:]
+    code = {"60-forward-code.py", "61-backward-code.py"}  # of Inductor only
+    assert {path.name for path in folder.iterdir()} == set(named) - code
