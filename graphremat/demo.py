@@ -225,9 +225,10 @@ def main(size: Size | None = None, options: Mapping[str, Any] | None = None, int
         runs, timings = run_all(size or Size(), options or {}, console)
     with console.capture() as captured:
         console.print(table(runs, timings), markup=False)
-    console.out(captured.get(), highlight=False)
+    lines = [line.strip() for line in captured.get().splitlines() if line.strip()]
+    console.out("\n".join(["", *lines, ""]), highlight=False)
     if into is not None:
-        insert(into, captured.get())
+        insert(into, "\n".join([*lines, ""]))
     problems = [problem for run in runs for problem in run.problems()]
     for problem in problems:
         console.print(f"FAILED {problem}", markup=False)
