@@ -7,6 +7,7 @@
     (0.0, True)
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,9 +17,11 @@ from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.problem import Holder, Phase, Problem
 from graphremat.passes.refine import refine
 from graphremat.passes.replay import Replay, replay
-from graphremat.passes.schedule import schedule
+from graphremat.passes.schedule import ScheduleError, schedule
 from graphremat.passes.segments import segment_options
 from graphremat.passes.stages import find_stages
+
+log = logging.getLogger("graphremat.planner")
 
 SEARCH_STEPS = 12
 """Halvings in the search for the lowest budget of the programme: 1/4096 of the range."""
@@ -94,8 +97,12 @@ def _sweep(problem: Problem, programme: Programme, highest_bytes: int, most: int
         choice = programme.solve(budget)
         if choice is None or choice.saved in found:
             continue
-        plan = refine(problem, schedule(problem, choice.saved, f"{len(choice.segments)} segments"), budget)
-        found[choice.saved] = judge(problem, plan)
+        try:
+            plan = schedule(problem, choice.saved, f"{len(choice.segments)} segments")
+        except ScheduleError as error:
+            log.warning("a choice of the programme over segments is left out: %s", error)
+            continue
+        found[choice.saved] = judge(problem, refine(problem, plan, budget))
     return list(found.values())
 
 

@@ -25,8 +25,8 @@ class Stages:
     """Stages of a forward and their windows of the backward.
 
     ``starts[k]`` is the first forward position (index into ``forward``) of stage ``k``; ``windows[k]`` the half-open
-    range of positions in ``backward`` that belongs to it; ``crossing[k]`` the values alive when stage ``k`` starts,
-    which its recomputation needs; ``stage_of`` the stage of each op that is not of the backward.
+    range of positions in ``backward`` that belongs to it; ``crossing[k]`` the values of earlier stages that stage ``k`` or
+    a later one needs, forward or backward; ``stage_of`` the stage of each op that is not of the backward.
     """
 
     forward: tuple[int, ...]
@@ -44,21 +44,23 @@ def find_stages(problem: Problem, most: int = MOST_STAGES) -> Stages:
     """Find the stages of ``problem``: at least one, at most ``most``."""
     forward = tuple(i for i, op in enumerate(problem.ops) if op.phase is Phase.FORWARD)
     backward = tuple(i for i, op in enumerate(problem.ops) if op.phase is Phase.BACKWARD)
-    width, last_read = _widths(problem, forward)
-    starts = _thin(problem, forward, _narrow_places(width), most)
+    starts = _thin(problem, forward, _narrow_places(_widths(problem, forward)), most)
     while True:
         stage_of = _stage_of(problem, forward, starts)
         windows = _windows(problem, backward, stage_of, len(starts))
-        empty = [k for k, (first, stop) in enumerate(windows) if first == stop and k > 0]
-        if not empty:
-            break
-        starts = [s for k, s in enumerate(starts) if k not in set(empty)]
-    crossing = tuple(_crossing(problem, forward, last_read, start) for start in starts)
-    return Stages(forward, backward, tuple(starts), tuple(windows), crossing, tuple(stage_of))
+        crossing = _crossing(problem, forward, backward, starts, stage_of, windows)
+        bad = {
+            k
+            for k in range(1, len(starts))
+            if windows[k][0] == windows[k][1] or any(_unsavable(problem, v) for v in crossing[k])
+        }
+        if not bad:
+            return Stages(forward, backward, tuple(starts), tuple(windows), tuple(crossing), tuple(stage_of))
+        starts = [s for k, s in enumerate(starts) if k not in bad]
 
 
-def _widths(problem: Problem, forward: tuple[int, ...]) -> tuple[list[int], dict[int, int]]:
-    """Bytes that cross into each forward position, and the last forward position that reads each storage."""
+def _widths(problem: Problem, forward: tuple[int, ...]) -> list[int]:
+    """Bytes that cross into each forward position."""
     first: dict[int, int] = {}
     last: dict[int, int] = {}
     for position, index in enumerate(forward):
@@ -75,7 +77,7 @@ def _widths(problem: Problem, forward: tuple[int, ...]) -> tuple[list[int], dict
     for position in range(len(forward)):
         running += change[position]
         width.append(running)
-    return width, last
+    return width
 
 
 def _narrow_places(width: list[int]) -> list[int]:
@@ -150,17 +152,37 @@ def _windows(
     return windows[::-1]
 
 
+def _unsavable(problem: Problem, value: int) -> bool:
+    return bool(problem.ops[problem.values[value].producer].unsavable)
+
+
 def _crossing(
-    problem: Problem, forward: tuple[int, ...], last_read: dict[int, int], start: int
-) -> tuple[int, ...]:
-    found: dict[int, None] = {}
-    for index in forward[:start]:
-        for write in problem.ops[index].writes:
-            storage = problem.values[write].storage
-            held = problem.storages[storage].holder is not Holder.GRAPH
-            if problem.ops[index].kind is not Kind.VIEW and not held and last_read.get(storage, -1) >= start:
-                found[write] = None
-    return tuple(found)
+    problem: Problem,
+    forward: tuple[int, ...],
+    backward: tuple[int, ...],
+    starts: list[int],
+    stage_of: list[int],
+    windows: list[tuple[int, int]],
+) -> list[tuple[int, ...]]:
+    """For each stage, the values (not views) of earlier stages that it, a later one or their windows read."""
+    reader_stage: dict[int, int] = {}
+    for index in forward:
+        for read in problem.ops[index].reads:
+            reader_stage[problem.base[read]] = stage_of[index]
+    for stage, (first, stop) in enumerate(windows):
+        for index in backward[first:stop]:
+            for read in problem.ops[index].reads:
+                base = problem.base[read]
+                reader_stage[base] = max(stage, reader_stage.get(base, -1))
+    crossing: list[list[int]] = [[] for _ in starts]
+    for value, last in sorted(reader_stage.items()):
+        producer = problem.values[value].producer
+        if producer < 0 or problem.ops[producer].phase is Phase.BACKWARD:
+            continue
+        if problem.storages[problem.values[value].storage].holder is Holder.GRAPH and stage_of[producer] >= 0:
+            for stage in range(stage_of[producer] + 1, last + 1):
+                crossing[stage].append(value)
+    return [tuple(c) for c in crossing]
 
 
 @dataclass(frozen=True, eq=False)
