@@ -28,7 +28,7 @@ except ImportError:  # not a POSIX system: processes may measure at the same tim
 
 logger = logging.getLogger(__name__)
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 """Raise when the meaning of a cached number changes."""
 
 MATMUL_DTYPES = {"float32": 768, "bfloat16": 768, "float64": 384, "float16": 192}
