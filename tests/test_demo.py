@@ -16,13 +16,13 @@ from graphremat.byte_model import ByteModel, Size, batches, corpus
 from graphremat.demo import BUDGETS, MARKS, Run, fresh_cache, insert, main, run_all, table
 from graphremat.measure import Timing
 
-TINY = Size(blocks=2, width=32, heads=2, batch=4, length=32, steps=12)
+TINY = Size(blocks=2, width=32, heads=2, batch=4, length=32, steps=10)
 
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[Sequence[Run], Mapping[str, Timing]]:
     with fresh_cache():
-        return run_all(TINY, {"lowering": "aot_eager"}, Console(quiet=True))
+        return run_all(TINY, {"lowering": "aot_eager", "max_plans": 4}, Console(quiet=True))
 
 
 @pytest.fixture
