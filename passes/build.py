@@ -14,7 +14,7 @@ from graphremat.passes.costs import op_cost
 from graphremat.passes.devices import Device
 from graphremat.passes.flops import SizeHint
 from graphremat.passes.kinds import op_name, problem_kind
-from graphremat.passes.problem import Builder, Holder, Kind, Op, Phase, Problem
+from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
 
 HEAVY_OPS = frozenset({"aten.exp", "aten.sigmoid"})
 """Inductor gives these a buffer on the CPU when they have several readers (``StorageBox.should_realize_on_reuse``)."""

@@ -220,7 +220,7 @@ def replay(problem: Problem, plan: Plan) -> Replay:
     for buffer, size in enumerate(sizes):
         if not virtual[buffer]:
             starts[tape.first[buffer]] += size
-            ends[last[buffer] + 1 if last[buffer] + 1 <= length else length] += size
+            ends[min(last[buffer] + 1, length)] += size
             dying[last[buffer]].append(buffer)
     for position, made in enumerate(tape.made):
         if made and not virtual[made[0]] and problem.fuses and problem.ops[tape.sequence[position]].kind is Kind.FUSIBLE:
