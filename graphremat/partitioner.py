@@ -32,8 +32,9 @@ from graphremat.passes.classify import JointGraph, read_joint_graph
 from graphremat.passes.devices import Device, find_device
 from graphremat.passes.measure_device import device_of
 from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier
+from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Problem
-from graphremat.passes.schedule import schedule
+from graphremat.passes.schedule import ScheduleError, schedule
 from graphremat.passes.split import recomputed_names, split_joint_graph
 from graphremat.passes.verify import check_split
 from graphremat.truth import StepTruth, dry_run_graphs, step_truth
@@ -145,11 +146,11 @@ def partition(
         )
         dumps.write("10-problem.json", problem.to_json)
     with _Stage("plan", dumps):
-        torchs_plan = schedule(problem, saved_by(torchs[1], joint, problem, index), "torch's own partitioner")
-        found = plan_frontier(problem, most=options.max_plans, seeds=[torchs_plan])
-        frontier = _with_torchs_first(found, judge(problem, torchs_plan))
+        torchs_plan = _torchs_plan(problem, saved_by(torchs[1], joint, problem, index))
+        found = plan_frontier(problem, most=options.max_plans, seeds=[torchs_plan] if torchs_plan else [])
+        frontier = _with_torchs_first(found, judge(problem, torchs_plan)) if torchs_plan else found
         dumps.write("20-frontier.md", lambda: frontier_table(frontier))
-    lowering = _Lowering(options, joint, problem, index, num_user_outputs, torchs)
+    lowering = _Lowering(options, joint, problem, index, num_user_outputs, torchs if torchs_plan else None)
     with _Stage("lower", dumps):
         budget = _budget_in_bytes(options, device, problem)
         choice = choose(
@@ -217,6 +218,16 @@ def saved_by(backward: fx.GraphModule, joint: JointGraph, problem: Problem, inde
     return found
 
 
+def _torchs_plan(problem: Problem, saved: list[int]) -> Plan | None:
+    """Torch's choice of saved values as a plan; None where it recomputes what must not be (an input that the forward
+    overwrites is read again, say), so that its graphs cannot be handed on."""
+    try:
+        return schedule(problem, saved, "torch's own partitioner")
+    except ScheduleError as error:
+        log.info("torch's own partition is not used, since its backward would be wrong: %s", error)
+        return None
+
+
 def _with_torchs_first(found: Frontier, torchs: Candidate) -> Frontier:
     """The frontier with torch's plan as the fastest, and nothing that is not below its peak behind it."""
     below = tuple(c for c in found.candidates if c.replay.peak_bytes < torchs.replay.peak_bytes)
@@ -242,14 +253,14 @@ class _Lowering:
     problem: Problem
     index: Index
     num_user_outputs: int
-    torchs: tuple[fx.GraphModule, fx.GraphModule]
+    torchs: tuple[fx.GraphModule, fx.GraphModule] | None
     done: dict[int, Lowered] = field(default_factory=dict)
 
     def truth(self, place: int, candidate: Candidate) -> StepTruth:
         """The dry run of the candidate; the first one is torch's own partition, handed on as torch made it."""
-        if place == 0:
+        fence = None
+        if place == 0 and self.torchs is not None:
             forward, backward = self.torchs
-            fence = None
         else:
             forward, backward = split_joint_graph(self.joint, self.problem, self.index, candidate.plan)
             again = recomputed_names(self.problem, self.index, candidate.plan)
@@ -351,6 +362,7 @@ def _report(
         recomputed_ops=len(candidate.plan.recomputed(problem)),
         recomputed_seconds=candidate.replay.recompute_seconds,
         recomputed_flops=candidate.replay.recompute_flops,
+        added_seconds=max(0.0, candidate.replay.seconds - frontier.candidates[0].replay.seconds),
         step_seconds=candidate.replay.seconds,
         plan_seconds=plan_seconds,
         peak_at=chosen.truth.peak_at,

@@ -51,6 +51,8 @@ class Report:
     recomputed_ops: int
     recomputed_seconds: float
     recomputed_flops: int
+    added_seconds: float
+    """What the plan adds to the step of the fastest plan, by the model: recomputation, and traffic of saving."""
     step_seconds: float
     plan_seconds: float
     peak_at: str
