@@ -7,8 +7,8 @@ are walked op by op instead, each value freed after its last use.
 What of torch it relies on: a wrapper is a Python module with a function ``call(list_of_inputs)`` that clears its list;
 it allocates through names that start with ``empty_strided`` and through ATen calls; it gets kernels from an object of
 class ``AsyncCompile``; storages keep their Python object, so a weak reference tells when one dies. AOTAutograd hands
-the wrapper's backward its saved tensors and tangents in a list that it keeps no copy of; FX's boxed generated code
-frees a value after the statement that reads it last, and a placeholder that nothing reads at the end.
+the wrapper's backward its saved tensors and tangents in a list that it keeps no copy of; ``fx.Interpreter.boxed_run``
+frees a value after the node that reads it last, and what no node reads at the end.
 """
 
 import ast
@@ -572,7 +572,7 @@ class _Absent:
 
 
 class _GraphProgram:
-    """An FX graph, walked node by node; a value is freed after its last use, as FX's generated code does."""
+    """An FX graph, walked node by node; a value is freed after its last use, as :class:`torch.fx.Interpreter` does."""
 
     def __init__(
         self, gm: fx.GraphModule, inputs: tuple[TensorSpec | SymbolSpec, ...], ledger: _Ledger
@@ -621,13 +621,11 @@ class _GraphProgram:
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """What is dropped after each node: values that no later node reads. Placeholders that nothing reads stay."""
+    """What is dropped after each node: values that no later node reads. What no node reads at all stays to the end."""
     last: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         for read in node.all_input_nodes:
             last[read] = node
-        if node.op != "placeholder" and not node.users:
-            last[node] = node
     dropped: dict[fx.Node, list[fx.Node]] = {}
     for node, reader in last.items():
         dropped.setdefault(reader, []).append(node)

@@ -147,8 +147,7 @@ def inductor_compiling_config() -> tuple[str, ...]:
     """The entries of Inductor's configuration that are on now and that :func:`inductor_wrapper_code` switches off."""
     from torch._inductor import config
 
-    present = config.get_config_copy()
-    return tuple(name for name in _COMPILING_CONFIG if present.get(name))
+    return tuple(name for name in _COMPILING_CONFIG if getattr(config, name, False))
 
 
 def inductor_unsupported_config() -> tuple[str, ...]:
@@ -277,7 +276,7 @@ def _counters_kept() -> Iterator[None]:
 
 @contextmanager
 def _garbage_left() -> Iterator[None]:
-    """The collector waits: it would look through all of the lowering's objects again and again, and free next to none."""
+    """The collector waits: it would look through all that the lowering makes again and again, and free next to none."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -433,7 +432,7 @@ def inductor_decompositions() -> dict[Any, Any]:
 
 
 # ---- Inductor: for tests -------------------------------------------------------------------------------------
-# Relied on: `cpu_vec_isa.valid_vec_isa_list` is a cached function; `config.patch`, `config.get_config_copy`.
+# Relied on: `cpu_vec_isa.valid_vec_isa_list` is a cached function; `config.patch`, `config._config`.
 
 
 def inductor_config(**changes: Any) -> AbstractContextManager[None]:
@@ -452,7 +451,7 @@ def inductor_state() -> dict[str, str]:
 
     context = torch._guards.TracingContext.try_get()
     return {
-        "config": str(config.get_config_copy()),
+        "config": str({name: getattr(config, name) for name in config._config}),
         "counters": str({name: dict(counter) for name, counter in counters.items()}),
         "metrics": str({name: value for name, value in vars(metrics).items() if isinstance(value, (int, list))}),
         "graph": str(type(V.graph)),
