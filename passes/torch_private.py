@@ -451,7 +451,7 @@ def inductor_state() -> dict[str, str]:
 
     context = torch._guards.TracingContext.try_get()
     return {
-        "config": str({name: getattr(config, name) for name in config._config}),
+        "config": str({name: getattr(config, name) for name in vars(config)["_config"]}),
         "counters": str({name: dict(counter) for name, counter in counters.items()}),
         "metrics": str({name: value for name, value in vars(metrics).items() if isinstance(value, (int, list))}),
         "graph": str(type(V.graph)),
