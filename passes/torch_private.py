@@ -237,11 +237,22 @@ def _no_compiler() -> Iterator[None]:
     """No kernel is handed to a compile worker, and the processor's vector instructions are taken for granted.
 
     Inductor asks a compiler once a process whether it accepts the flags of a vector instruction set and caches the
-    answer; inside this context an answer that is not cached yet is taken to be yes, and is not cached.
+    answer; inside this context an answer that is not cached yet is taken to be yes, and is not cached. The
+    compiler is asked for its version, which decides the spelling of pragmas; where there is none it is taken for gcc.
     """
-    from torch._inductor import async_compile, cpu_vec_isa
+    from torch._inductor import async_compile, cpp_builder, cpu_vec_isa
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    ask_for_gcc = cpp_builder.is_gcc
+
+    def is_gcc() -> bool:
+        try:
+            return bool(ask_for_gcc())
+        except InvalidCxxCompiler:
+            return True
 
     with ExitStack() as stack:
+        stack.enter_context(patch.object(cpp_builder, "is_gcc", is_gcc))
         stack.enter_context(patch.object(async_compile.AsyncCompile, "use_process_pool", lambda *_: False))
         if not cpu_vec_isa.valid_vec_isa_list.cache_info().currsize:
             for isa in cpu_vec_isa.supported_vec_isa_list:
@@ -432,7 +443,7 @@ def inductor_decompositions() -> dict[Any, Any]:
 
 
 # ---- Inductor: for tests -------------------------------------------------------------------------------------
-# Relied on: `cpu_vec_isa.valid_vec_isa_list` is a cached function; `config.patch`, `config._config`.
+# Relied on: `valid_vec_isa_list` and `cpp_compiler_search` are cached functions; `config.patch`, `config._config`.
 
 
 def inductor_config(**changes: Any) -> AbstractContextManager[None]:
@@ -462,8 +473,9 @@ def inductor_state() -> dict[str, str]:
     }
 
 
-def forget_vector_instructions() -> None:
-    """Inductor will find out anew which vector instructions the processor and the compiler have."""
-    from torch._inductor import cpu_vec_isa
+def forget_compiler() -> None:
+    """Inductor will find out anew which C++ compiler there is and which vector instructions it knows."""
+    from torch._inductor import cpp_builder, cpu_vec_isa
 
+    cpp_builder.cpp_compiler_search.cache_clear()
     cpu_vec_isa.valid_vec_isa_list.cache_clear()
