@@ -243,16 +243,19 @@ def _no_compiler() -> Iterator[None]:
     from torch._inductor import async_compile, cpp_builder, cpu_vec_isa
     from torch._inductor.exc import InvalidCxxCompiler
 
-    ask_for_gcc = cpp_builder.is_gcc
+    def unless_absent(ask: Callable[[], bool], assumed: bool) -> Callable[[], bool]:
+        def answer() -> bool:
+            try:
+                return bool(ask())
+            except InvalidCxxCompiler:
+                return assumed
 
-    def is_gcc() -> bool:
-        try:
-            return bool(ask_for_gcc())
-        except InvalidCxxCompiler:
-            return True
+        return answer
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(cpp_builder, "is_gcc", is_gcc))
+        for question in ("is_gcc", "is_clang", "is_apple_clang", "is_intel_compiler", "is_msvc_cl"):
+            answer = unless_absent(getattr(cpp_builder, question), question == "is_gcc")
+            stack.enter_context(patch.object(cpp_builder, question, answer))
         stack.enter_context(patch.object(async_compile.AsyncCompile, "use_process_pool", lambda *_: False))
         if not cpu_vec_isa.valid_vec_isa_list.cache_info().currsize:
             for isa in cpu_vec_isa.supported_vec_isa_list:
