@@ -1,11 +1,12 @@
 """The fence: refuse those fusions of Inductor that would run a recomputation before its turn.
 
-Inductor's scheduler may join two kernels that only share an input (horizontal fusion). Joined, both run where the first
-one stood. A recomputed value that is made early lives longer than planned, so such a pair is refused when a planned
-stretch of recomputation lies between the two. Fusions of producer and consumer are left alone.
+Inductor's scheduler may join two kernels that only share an input (horizontal fusion). Joined, they run at one place,
+and what one of them makes lives longer than planned: a recomputed value is made early, or a gradient late. So a pair
+of which at least one is a recomputation is refused when the plan has a kernel that nothing fuses with (a matmul, say)
+between the two. Fusions of producer and consumer are left alone.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +16,10 @@ from graphremat.passes import torch_private as private
 
 
 class Fence(private.InductorChoices):  # type: ignore[misc]
-    """Inductor's choices, less horizontal fusion across stretches of recomputation.
+    """Inductor's choices, less horizontal fusion of recomputations across kernels.
 
     Args:
-        stretch: for each node of the backward graph by name: the number of stretches of recomputation before it.
+        stretch: for each node of the backward graph by name: the number of kernels up to it.
         recomputed: names of the nodes that are recomputations.
     """
 
@@ -45,18 +46,21 @@ class Fence(private.InductorChoices):  # type: ignore[misc]
         return max(self._stretch[n] for n in names), any(n in self._recomputed for n in names)
 
 
-def make_fence(backward: fx.GraphModule, recomputed: Sequence[str]) -> Fence | None:
-    """A fence for a backward graph in planned order; None if nothing is recomputed in it."""
+def make_fence(backward: fx.GraphModule, recomputed: Sequence[str], kernels: Collection[object]) -> Fence | None:
+    """A fence for a backward graph in planned order; None if nothing is recomputed in it.
+
+    Args:
+        backward: the graph, in the order of the plan.
+        recomputed: names of its nodes that run a second time.
+        kernels: targets of the ops that are kernels of their own: between two of them lies one stretch.
+    """
     again = frozenset(recomputed)
     stretch: dict[str, int] = {}
-    count, inside = 0, False
+    count = 0
     for node in backward.graph.nodes:
-        if node.op != "call_function":
-            continue
-        if node.name in again and not inside:
-            count += 1
-        inside = node.name in again
-        stretch[node.name] = count
+        if node.op == "call_function":
+            count += node.target in kernels
+            stretch[node.name] = count
     return Fence(stretch, again) if again else None
 
 

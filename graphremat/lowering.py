@@ -110,7 +110,7 @@ def generate_step_code(
         draft=draft,
     )
     if num_forward_outputs is None:
-        num_forward_outputs = first_user_output() + user_visible_outputs
+        num_forward_outputs = first_user_output(forward.graph) + user_visible_outputs
     donated = donated_inputs(forward, backward, num_forward_outputs)
     values = restrided_values(forward, backward, forward_code.output_strides, num_forward_outputs)
     return forward_code, generate_code(backward, values, is_backward=True, donated=donated, draft=draft)
@@ -289,7 +289,7 @@ def _mark_user_visible(gm: fx.GraphModule, *, is_backward: bool, user_visible_ou
     outputs = output_nodes(gm)
     visible: range = range(0)
     if keeps_output_strides(is_backward=is_backward):
-        start = 0 if is_backward else first_user_output()
+        start = 0 if is_backward else first_user_output(gm.graph)
         visible = range(len(outputs)) if is_backward else range(start, start + user_visible_outputs)
     gm.graph.output_node().meta["user_visible_output_idxs"] = [
         index for index in visible if isinstance(outputs[index], fx.Node)

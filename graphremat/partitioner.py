@@ -264,7 +264,7 @@ class _Lowering:
         else:
             forward, backward = split_joint_graph(self.joint, self.problem, self.index, candidate.plan)
             again = recomputed_names(self.problem, self.index, candidate.plan)
-            fence = make_fence(backward, again) if self.options.fence else None
+            fence = make_fence(backward, again, self.index.kernels) if self.options.fence else None
         self.done[place] = lower(
             forward,
             backward,
@@ -286,7 +286,7 @@ def lower(
     num_forward_outputs: int,
 ) -> Lowered:
     """Generate the code of both graphs (Inductor) or take them as they are (``aot_eager``), and follow its bytes."""
-    mutated = private.first_user_output()
+    mutated = private.first_user_output(forward.graph)
     outputs = num_forward_outputs - mutated
     rounding = ROUNDING_BYTES.get(graph_device(forward).type, 1)
     if options.lowering == "aot_eager":

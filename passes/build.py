@@ -29,6 +29,9 @@ class Index:
     """None for a result of a multi-output op that nothing reads."""
     value_of: dict[fx.Node, int]
 
+    kernels: frozenset[object]
+    """Targets of ops that are kernels of their own."""
+
     @cached_property
     def targets(self) -> frozenset[object]:
         """Targets of ops that are not views: what a check of the order goes by."""
@@ -162,6 +165,11 @@ class _Reader:
             op_node=tuple(self._op_node),
             value_node=tuple(self._value_node.get(v) for v in range(self._values)),
             value_of=self._value_of,
+            kernels=frozenset(
+                node.target
+                for node, op in zip(self._op_node, problem.ops, strict=True)
+                if op.kind is Kind.KERNEL and op.writes
+            ),
             views=tuple(op.kind is Kind.VIEW or not op.writes for op in problem.ops),
         )
         return problem, index

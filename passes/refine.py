@@ -10,7 +10,7 @@ from graphremat.passes.problem import Holder, Kind, Problem
 from graphremat.passes.replay import replay
 from graphremat.passes.schedule import schedule
 
-MOST_TRIES = 24
+MOST_TRIES = 8
 """Replays spent on one plan."""
 
 

@@ -157,14 +157,6 @@ def inductor_unsupported_config() -> tuple[str, ...]:
     return tuple(name for name in ("cpp_wrapper", "fx_wrapper") if getattr(config, name))
 
 
-def first_user_output() -> int:
-    """Position of the first user output among the forward's outputs, after the inputs that the forward mutated."""
-    context = torch._guards.TracingContext.try_get()
-    if context is None or context.fw_metadata is None:
-        return 0
-    return int(context.fw_metadata.num_mutated_inp_runtime_indices)
-
-
 def mutated_inputs(graph: torch.fx.Graph) -> frozenset[str]:
     """Names of the placeholders that the forward overwrites: in the graph by copy_, or by AOTAutograd after it.
 
@@ -183,8 +175,8 @@ def mutated_inputs(graph: torch.fx.Graph) -> frozenset[str]:
     return frozenset(found)
 
 
-def count_mutated_outputs(graph: torch.fx.Graph) -> int:
-    """How many of a joint graph's outputs come first that are new values of inputs."""
+def first_user_output(graph: torch.fx.Graph) -> int:
+    """Position of the first user output of a joint or forward graph, behind the new values of inputs."""
     descs = graph.output_node().meta.get("desc", ())
     return sum(isinstance(desc, InputMutationAOTOutput) for desc in descs)
 
