@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 from graphremat.errors import BudgetInfeasible, GraphrematError, OptionError, PlanningError, VerificationError
 
 if TYPE_CHECKING:
-    from graphremat.backend import graphremat as backend
     from graphremat.report import Report, last_report, reports
 
 __version__ = "0.1.0"
 
 _LAZY = {
-    "backend": ("graphremat.backend", "graphremat"),
     "Report": ("graphremat.report", "Report"),
     "last_report": ("graphremat.report", "last_report"),
     "reports": ("graphremat.report", "reports"),
@@ -34,7 +32,6 @@ __all__ = [
     "Report",
     "VerificationError",
     "__version__",
-    "backend",
     "last_report",
     "reports",
 ]

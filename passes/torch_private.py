@@ -474,3 +474,21 @@ def forget_compiler() -> None:
 
     cpp_builder.cpp_compiler_search.cache_clear()
     cpu_vec_isa.valid_vec_isa_list.cache_clear()
+
+
+# ---- For the benchmark: torch's own budget ---------------------------------------------------------------------------
+
+
+def activation_memory_budget(fraction: float) -> Any:
+    """A context in which torch's partitioner works under its own budget, a fraction of the saved bytes."""
+    from torch._functorch import config
+
+    return config.patch(activation_memory_budget=fraction)
+
+
+def many_recompilations(limit: int = 256) -> None:
+    """Let Dynamo keep many compiled versions of one function, as a comparison of backends in one process needs."""
+    from torch._dynamo import config
+
+    config.recompile_limit = limit
+    config.accumulated_recompile_limit = limit
