@@ -29,7 +29,9 @@ Backend = Callable[[Any, Sequence[Any]], Callable[..., Any]]
 def held_bytes(case: Case) -> int:
     """Bytes of parameters, buffers and inputs."""
     tensors = [*case.model.parameters(), *case.model.buffers(), *case.inputs]
-    return sum(s.nbytes() for s in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}.values())
+    return sum(
+        s.nbytes() for s in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}.values()
+    )
 
 
 def torchs(fraction: float) -> Backend:
@@ -44,7 +46,9 @@ def torchs(fraction: float) -> Backend:
 
 def ours(budget: str, held: int, options: dict[str, object]) -> Backend:
     """Our backend at bytes over what the caller holds, at a fraction, or without a budget."""
-    value: object = None if budget == "none" else float(budget) if "." in budget else held + parse_bytes(budget)
+    value: object = (
+        None if budget == "none" else float(budget) if "." in budget else held + parse_bytes(budget)
+    )
 
     def backend(gm: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
         return graphremat_backend(gm, inputs, options={"memory_budget": value, **options})
@@ -54,7 +58,9 @@ def ours(budget: str, held: int, options: dict[str, object]) -> Backend:
 
 def main() -> None:
     """Compile, measure, time and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--network", default="llama", choices=sorted(NETWORKS))
     parser.add_argument("--size", default="reference")
     parser.add_argument("--torch", nargs="*", default=["0.1"], help="values of activation_memory_budget")
@@ -99,14 +105,18 @@ def main() -> None:
     with console.status("timing"):
         times = time_interleaved(steps, rounds=arguments.rounds)
     base = times["torch.compile"].median_seconds
-    table = Table("contestant", "peak MiB", "predicted MiB", "median ms", "best ms", "step ratio", "gradient error")
+    table = Table(
+        "contestant", "peak MiB", "predicted MiB", "median ms", "best ms", "step ratio", "gradient error"
+    )
     for name, (peak, predicted, error) in rows.items():
         t = times[name]
         table.add_row(
             name, f"{peak:.2f}", predicted, f"{t.median_seconds * 1e3:.1f}", f"{t.min_seconds * 1e3:.1f}",
             f"{t.median_seconds / base:.3f}", f"{error:.1e}",
         )  # fmt: skip
-    console.print(f"{case.describe()}\npeaks over {held / MIB:.1f} MiB of parameters and inputs", highlight=False)
+    console.print(
+        f"{case.describe()}\npeaks over {held / MIB:.1f} MiB of parameters and inputs", highlight=False
+    )
     console.print(table)
     names = list(rows)
     theirs = [n for n in names if n.startswith("activation")]

@@ -75,9 +75,9 @@ def _run_op_by_op(
 
         return private.boxed(run)
 
-    run: Callable[..., Any] = private.aot_autograd(fw_compiler=as_it_is, bw_compiler=as_it_is, partition_fn=partitioner)(
-        gm, example_inputs
-    )
+    run: Callable[..., Any] = private.aot_autograd(
+        fw_compiler=as_it_is, bw_compiler=as_it_is, partition_fn=partitioner
+    )(gm, example_inputs)
     return run
 
 
@@ -85,7 +85,9 @@ def _through_dynamo(error: GraphrematError) -> GraphrematError:
     """The same error as a class that Dynamo does not wrap, so that the user reads it first and catches it by class."""
     kind = type(error)
     passing = type(
-        kind.__name__, (kind, private.ShortenTraceback), {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+        kind.__name__,
+        (kind, private.ShortenTraceback),
+        {"__module__": kind.__module__, "__qualname__": kind.__qualname__},
     )
     copied: GraphrematError = passing.__new__(passing, *error.args)
     copied.args = error.args

@@ -21,5 +21,7 @@ def free_bytes(device: torch.device) -> int:
         try:
             return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (ValueError, OSError) as error:
-            raise OptionError(f"memory_budget='auto': free memory is not known here ({error}); give bytes") from error
+            raise OptionError(
+                f"memory_budget='auto': free memory is not known here ({error}); give bytes"
+            ) from error
     raise OptionError(f"memory_budget='auto' is not known for device type {device.type!r}; give bytes")

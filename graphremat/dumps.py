@@ -40,7 +40,9 @@ class Dumps:
                 Path(temporary).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise PlanningError(f"cannot write the dump {self.folder / name} (option dump_dir): {error}") from error
+            raise PlanningError(
+                f"cannot write the dump {self.folder / name} (option dump_dir): {error}"
+            ) from error
 
     def __str__(self) -> str:
         return "none (set the option dump_dir)" if self.folder is None else str(self.folder)

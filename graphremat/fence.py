@@ -35,9 +35,7 @@ class Fence(private.InductorChoices):  # type: ignore[misc]
         if first is not None and second is not None and first[1] | second[1] and first[0] != second[0]:
             self.refused.append((node1.get_name(), node2.get_name()))
             return False
-        return bool(
-            private.InductorChoices.can_fuse_horizontal(scheduler, node1, node2, shared_data_score)
-        )
+        return bool(private.InductorChoices.can_fuse_horizontal(scheduler, node1, node2, shared_data_score))
 
     def _place(self, node: Any) -> tuple[int, bool] | None:
         names = [name for name in private.origin_names(node) if name in self._stretch]
@@ -46,7 +44,9 @@ class Fence(private.InductorChoices):  # type: ignore[misc]
         return max(self._stretch[n] for n in names), any(n in self._recomputed for n in names)
 
 
-def make_fence(backward: fx.GraphModule, recomputed: Sequence[str], kernels: Collection[object]) -> Fence | None:
+def make_fence(
+    backward: fx.GraphModule, recomputed: Sequence[str], kernels: Collection[object]
+) -> Fence | None:
     """A fence for a backward graph in planned order; None if nothing is recomputed in it.
 
     Args:

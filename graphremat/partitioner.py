@@ -31,8 +31,8 @@ from graphremat.passes.build import Index, build_problem
 from graphremat.passes.classify import JointGraph, read_joint_graph
 from graphremat.passes.devices import Device, find_device
 from graphremat.passes.measure_device import device_of
-from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier
 from graphremat.passes.plan import Plan
+from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.schedule import ScheduleError, schedule
 from graphremat.passes.split import recomputed_names, split_joint_graph
@@ -86,9 +86,12 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
         """Covers our sources, the options and the prices; None (no caching) where the budget is what memory is left."""
         if self.options.memory_budget == "auto":
             return None
-        return "graphremat-" + hashlib.sha256(
-            "\n".join((source_hash(), self.options.cache_key(), _prices_key(self.options))).encode()
-        ).hexdigest()
+        return (
+            "graphremat-"
+            + hashlib.sha256(
+                "\n".join((source_hash(), self.options.cache_key(), _prices_key(self.options))).encode()
+            ).hexdigest()
+        )
 
 
 @cache
@@ -438,5 +441,3 @@ class _Stage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, ValueError):
             raise PlanningError(f"stage '{self._name}': {error}; dumps: {self._dumps}") from error
-
-

@@ -128,7 +128,9 @@ def saved_table(problem: Problem, plan: Plan, replayed: Replay) -> str:
         op = problem.ops[v.producer]
         size = problem.storages[v.storage].size_bytes
         why = f"must not run again: {op.keep}" if op.keep else _why(problem, value, recomputed)
-        rows.append((size, f"| {size:,} | {v.label} | {v.name} | {op.target} | {v.module} | {v.source} | {why} |"))
+        rows.append(
+            (size, f"| {size:,} | {v.label} | {v.name} | {op.target} | {v.module} | {v.source} | {why} |")
+        )
     rows.sort(key=lambda row: (-row[0], row[1]))
     head = [
         "# Saved for the backward",

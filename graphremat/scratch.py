@@ -1,14 +1,19 @@
 """Bytes that an op allocates for itself and frees before it returns: alive at the peak, but in no graph and no wrapper.
 
 What of torch it relies on: the buffers of the CPU flash attention (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp):
-blocks of 512 keys by 32, 64 or 256 queries for each thread. Other ops with buffers of their own (convolutions through
-oneDNN or cuDNN, sorting, matrix products through cuBLAS) choose them at run time and are not modelled.
+blocks of 512 keys by 32, 64 or 256 queries for each thread. Convolutions go through oneDNN, which chooses its buffers by
+shape, layout and processor; they are found by running the op once on memory of the same shapes. Other ops with buffers
+of their own (sorting, matrix products through cuBLAS, convolutions through cuDNN) are not modelled.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Sequence
+from functools import cache
+from typing import Any, TypeAlias
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
+from graphremat.passes.torch_private import disable_current_modes, profiled_memory_events, profiler_is_running
 
 _KEY_BLOCK = 512
 
@@ -25,8 +30,53 @@ def scratch_bytes(op_name: str, args: Sequence[Any]) -> int:
     >>> size // torch.get_num_threads()
     82432
     """
+    if op_name in _PROBED:
+        return _probed(op_name, tuple(_described(arg) for arg in args))
     model = _MODELS.get(op_name)
     return model(args) if model is not None else 0
+
+
+_PROBED = {
+    "aten.convolution.default": torch.ops.aten.convolution.default,
+    "aten.convolution_backward.default": torch.ops.aten.convolution_backward.default,
+}
+_Described: TypeAlias = tuple[str, Hashable]
+
+
+def _described(arg: Any) -> _Described:
+    if isinstance(arg, torch.Tensor):
+        return "tensor", (tuple(arg.shape), tuple(arg.stride()), arg.dtype)
+    return "value", tuple(arg) if isinstance(arg, (list, tuple)) else arg
+
+
+@cache
+def _probed(op_name: str, described: tuple[_Described, ...]) -> int:
+    """Bytes over its outputs that one run of the op takes, by the allocator's events.
+
+    The first run sets the library up and is not looked at. Nothing is known, and 0 is given, while somebody else
+    profiles this process: torch has one profiler.
+    """
+    if profiler_is_running():
+        return 0
+    with torch.no_grad(), disable_current_modes():
+        args = [_real(kind, content) for kind, content in described]
+        _PROBED[op_name](*args)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            outputs = _PROBED[op_name](*args)
+        made = [t for t in (outputs if isinstance(outputs, tuple) else (outputs,)) if t is not None]
+        output_bytes = sum(t.untyped_storage().nbytes() for t in made)
+    alive = highest = 0
+    for event in profiled_memory_events(recorded):
+        alive += event.nbytes
+        highest = max(highest, alive)
+    return max(0, highest - output_bytes)
+
+
+def _real(kind: str, content: Any) -> Any:
+    if kind == "tensor":
+        shape, stride, dtype = content
+        return torch.empty_strided(shape, stride, dtype=dtype)
+    return list(content) if isinstance(content, tuple) else content
 
 
 def _flash_attention(args: Sequence[Any]) -> int:

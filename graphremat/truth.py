@@ -258,10 +258,9 @@ class _Ledger:
 
     def called(self, name: str, scratch: int = 0) -> None:
         """A kernel or an op ran, with so many bytes of its own while it did."""
-        counted = scratch if self.device_type == "cpu" else 0
-        self._record(name, counted, -1)
-        if counted:
-            self._record(f"{name} (end)", -counted, -2)
+        self._record(name, scratch, -1)
+        if scratch:
+            self._record(f"{name} (end)", -scratch, -2)
 
     def device_of(self, values: Iterable[Any]) -> str:
         """Where the first known tensor among the values lies."""
@@ -358,7 +357,8 @@ class _Calls(TorchDispatchMode):
             for leaf in fresh:
                 self.ledger.track(leaf, name, device_type)
         if not getattr(func, "is_view", False):
-            self.ledger.called(self.ledger.node or str(func), scratch_bytes(str(func), args))
+            scratch = scratch_bytes(str(func), args) if self.ledger.device_type == "cpu" else 0
+            self.ledger.called(self.ledger.node or str(func), scratch)
         return result
 
 
@@ -388,7 +388,7 @@ class _WrapperProgram:
             "AsyncCompile": lambda _: lambda: _Compiler(ledger),
             "extern_kernels": lambda kernels: _ExternKernels(kernels, ledger),
             "alloc_from_pool": lambda _: _alloc_from_pool,
-            "assert_size_stride": lambda _: _nothing,
+            "assert_size_stride": lambda _: _restride,
             "assert_alignment": lambda _: _nothing,
             "get_raw_stream": lambda _: lambda _: 0,
         }
@@ -458,6 +458,13 @@ def _absent_names(statement: ast.stmt, error: ImportError) -> list[str]:
         raise PlanningError(f"the generated wrapper imports what this machine lacks: {error}") from error
     assert isinstance(statement, (ast.Import, ast.ImportFrom))
     return [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
+
+
+def _restride(tensor: torch.Tensor, size: Sequence[int], stride: Sequence[int], *_: Any) -> None:
+    """A wrapper says which strides an op's result has; a meta kernel may choose others than the real one does (a
+    convolution of channels-last tensors), and the scratch of a later op depends on them."""
+    if tuple(tensor.shape) == tuple(size) and tensor.stride() != tuple(stride):
+        tensor.as_strided_(size, stride)
 
 
 def _nothing(*_: Any, **__: Any) -> None:

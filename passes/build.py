@@ -41,7 +41,9 @@ class Index:
     """For each op, whether it is a view or writes nothing."""
 
 
-def build_problem(joint: JointGraph, device: Device, *, fuses: bool, size_hint: SizeHint) -> tuple[Problem, Index]:
+def build_problem(
+    joint: JointGraph, device: Device, *, fuses: bool, size_hint: SizeHint
+) -> tuple[Problem, Index]:
     """Describe the joint graph as a :class:`Problem`.
 
     Args:
@@ -83,7 +85,11 @@ class _Reader:
             self._read_call(node, val)
 
     def _read_call(self, node: fx.Node, val: object) -> None:
-        if node.target is operator.getitem and isinstance(node.args[0], fx.Node) and node.args[0] in self._results:
+        if (
+            node.target is operator.getitem
+            and isinstance(node.args[0], fx.Node)
+            and node.args[0] in self._results
+        ):
             position = node.args[1]
             value = self._results[node.args[0]][position] if isinstance(position, int) else -1
             if value >= 0:
@@ -131,7 +137,9 @@ class _Reader:
 
     def _write(self, node: fx.Node, val: object) -> list[int]:
         if isinstance(val, torch.Tensor):
-            return [self._add_value(node, self._builder.storage(node.name, tensor_bytes(val, self._hint)), val)]
+            return [
+                self._add_value(node, self._builder.storage(node.name, tensor_bytes(val, self._hint)), val)
+            ]
         if isinstance(val, (tuple, list)):
             results = []
             for position, part in enumerate(val):
@@ -194,7 +202,9 @@ def tensor_bytes(val: torch.Tensor, size_hint: SizeHint) -> int:
 
 def tensor_label(val: torch.Tensor, size_hint: SizeHint) -> str:
     """Dtype and shape in short, as ``f32[4, 256]``."""
-    short = str(val.dtype).removeprefix("torch.").replace("float", "f").replace("int", "i").replace("bool", "b8")
+    short = (
+        str(val.dtype).removeprefix("torch.").replace("float", "f").replace("int", "i").replace("bool", "b8")
+    )
     return f"{short}[{', '.join(str(size_hint(s)) for s in val.shape)}]"
 
 

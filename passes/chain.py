@@ -59,7 +59,9 @@ def make_programme(
     inputs = problem.input_bytes
     engine = sum(s.size_bytes for s in problem.storages if s.holder is Holder.ENGINE)
     outputs = {problem.values[v].storage for v in problem.forward_outputs}
-    output_bytes = sum(problem.storages[s].size_bytes for s in outputs if problem.storages[s].holder is Holder.GRAPH)
+    output_bytes = sum(
+        problem.storages[s].size_bytes for s in outputs if problem.storages[s].holder is Holder.GRAPH
+    )
     outputs_before = [0] * len(stages)
     for storage in outputs:
         producers = [v.producer for v in problem.values if v.storage == storage and v.producer >= 0]
@@ -135,7 +137,9 @@ def _solve(programme: Programme, budget_bytes: int) -> Choice | None:
                 new = set(stages.crossing[stop]) - set(stages.crossing[first])
                 entering = sum(crossing[stop][v] for v in sorted(new))
             for number, option in enumerate(options.get((first, stop), ())):
-                fits = int(np.searchsorted(labels.kept, _room(programme, first, stop, option, budget_bytes), "right"))
+                fits = int(
+                    np.searchsorted(labels.kept, _room(programme, first, stop, option, budget_bytes), "right")
+                )
                 if fits:
                     offers.append(
                         _Labels(

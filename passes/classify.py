@@ -78,7 +78,13 @@ def read_joint_graph(
         if reason:
             keep[node] = reason
     return JointGraph(
-        module, num_forward_outputs, info, phases, keep, unsavable, differentiates=bool(info.required_bw_nodes)
+        module,
+        num_forward_outputs,
+        info,
+        phases,
+        keep,
+        unsavable,
+        differentiates=bool(info.required_bw_nodes),
     )
 
 
@@ -91,7 +97,7 @@ def keep_reason(node: fx.Node) -> str:
     target = node.target
     if node.meta.get("recompute") == torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE:
         return "marked to be saved"
-    if isinstance(target, torch._ops.OpOverload):
+    if isinstance(target, private.OpOverload):
         if classify_kind(node) is NodeKind.RANDOM and not replays_from_seed(node):
             return "random: it would draw again"
         if target._schema.is_mutable:
@@ -101,7 +107,7 @@ def keep_reason(node: fx.Node) -> str:
         if not private.is_builtin_operator(target):
             return "opaque operator: it may have effects"
         return ""
-    if isinstance(target, torch._ops.HigherOrderOperator):
+    if isinstance(target, private.HigherOrderOperator):
         return "" if target.name() in _PURE_HIGHER_ORDER else "higher order operator"
     return ""
 

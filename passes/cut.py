@@ -24,6 +24,7 @@ Severance 1976). Infinite edges say in words why something must not be recompute
     [(0.0, 16), (1.0, 8), (10.0, 0)]
 """
 
+import itertools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -140,7 +141,9 @@ class CutGraph:
                     if problem.ops[reader].phase is not Phase.BACKWARD:
                         head = self._vertex(self._op_vertex, reader)
                         tail = self._vertex(self._value_vertex, write)
-                        self._edges.append((tail, head, INFINITE, 0.0, f"{problem.ops[reader].name} reads it"))
+                        self._edges.append(
+                            (tail, head, INFINITE, 0.0, f"{problem.ops[reader].name} reads it")
+                        )
         self._need(problem.backward_outputs, "it is a gradient")
 
     def _saving(self, op: Op, vertex: int, write: int) -> Edge:
@@ -240,5 +243,5 @@ class CutGraph:
         if not networkx.has_path(graph, 0, 1):
             return "the backward needs a value that can neither be saved nor recomputed"
         path = networkx.shortest_path(graph, 0, 1)
-        words = [graph.edges[a, b]["reason"] for a, b in zip(path, path[1:], strict=False)]
+        words = [graph.edges[a, b]["reason"] for a, b in itertools.pairwise(path)]
         return "the backward needs a value that can neither be saved nor recomputed: " + "; ".join(words)

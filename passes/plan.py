@@ -81,7 +81,9 @@ def check_plan(problem: Problem, plan: Plan) -> None:
         if producer not in ran_forward:
             raise ValueError(f"{problem.values[value].name} is saved, but the forward does not compute it")
         if problem.ops[producer].unsavable:
-            raise ValueError(f"{problem.values[value].name} is saved, but cannot be: {problem.ops[producer].unsavable}")
+            raise ValueError(
+                f"{problem.values[value].name} is saved, but cannot be: {problem.ops[producer].unsavable}"
+            )
 
 
 def names(problem: Problem, values: Sequence[int]) -> list[str]:

@@ -1,10 +1,10 @@
 """From a problem to a frontier of plans, each replayed. Free of torch; this is the solver's one entry.
 
-    >>> from graphremat.passes.testing import chain
-    >>> frontier = plan_frontier(chain(length=30))
-    >>> fastest, lowest = frontier.candidates[0], frontier.candidates[-1]
-    >>> fastest.replay.recompute_seconds, lowest.replay.peak_bytes < 0.5 * fastest.replay.peak_bytes
-    (0.0, True)
+>>> from graphremat.passes.testing import chain
+>>> frontier = plan_frontier(chain(length=30))
+>>> fastest, lowest = frontier.candidates[0], frontier.candidates[-1]
+>>> fastest.replay.recompute_seconds, lowest.replay.peak_bytes < 0.5 * fastest.replay.peak_bytes
+(0.0, True)
 """
 
 import logging

@@ -175,7 +175,9 @@ class Problem:
             found = body.get("format") if isinstance(body, dict) else type(body).__name__
             raise ValueError(f"not a problem of format {FORMAT}: found {found!r}")
         return Problem(
-            storages=tuple(Storage(s["name"], s["size_bytes"], Holder(s["holder"])) for s in body["storages"]),
+            storages=tuple(
+                Storage(s["name"], s["size_bytes"], Holder(s["holder"])) for s in body["storages"]
+            ),
             values=tuple(Value(**v) for v in body["values"]),
             ops=tuple(
                 Op(
@@ -207,7 +209,9 @@ def check_problem(problem: Problem) -> None:
                 raise ValueError(f"op {op.name} reads value {read}, which nothing before it writes")
         for write in op.writes:
             if problem.values[write].producer != index:
-                raise ValueError(f"value {problem.values[write].name} does not name {op.name} as its producer")
+                raise ValueError(
+                    f"value {problem.values[write].name} does not name {op.name} as its producer"
+                )
             if write in written:
                 raise ValueError(f"value {problem.values[write].name} is written twice")
             written.add(write)

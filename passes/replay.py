@@ -116,7 +116,9 @@ class _Tape:
             for read in op.reads:
                 if not alive[read]:
                     side = "forward" if position < self.forward_length else "backward"
-                    raise ReplayError(f"{op.name} in the {side} reads {values[read].name}, which is not alive there")
+                    raise ReplayError(
+                        f"{op.name} in the {side} reads {values[read].name}, which is not alive there"
+                    )
                 if current[read] >= 0:
                     buffers[current[read]] = None
                 depth = max(depth, level[read])
@@ -160,7 +162,9 @@ class _Tape:
             self._keep_to_end(current[value])
         for value in saved:
             if not alive[value]:
-                raise ReplayError(f"{values[value].name} is saved, but is not alive at the end of the forward")
+                raise ReplayError(
+                    f"{values[value].name} is saved, but is not alive at the end of the forward"
+                )
             if current[value] >= 0:
                 self.pinned[current[value]] = True
         return [value.producer < 0 or index in saved for index, value in enumerate(values)]
@@ -223,7 +227,12 @@ def replay(problem: Problem, plan: Plan) -> Replay:
             ends[min(last[buffer] + 1, length)] += size
             dying[last[buffer]].append(buffer)
     for position, made in enumerate(tape.made):
-        if made and not virtual[made[0]] and problem.fuses and problem.ops[tape.sequence[position]].kind is Kind.FUSIBLE:
+        if (
+            made
+            and not virtual[made[0]]
+            and problem.fuses
+            and problem.ops[tape.sequence[position]].kind is Kind.FUSIBLE
+        ):
             reused[position] = _written_in_place(sizes[made[0]], position, dying[position], tape, sizes)
     engine = sum(s.size_bytes for s in problem.storages if s.holder is Holder.ENGINE)
     curve = problem.input_bytes + np.cumsum(starts - ends)[:length] - reused[:length]
@@ -246,7 +255,9 @@ def replay(problem: Problem, plan: Plan) -> Replay:
         seconds=seconds,
         recompute_seconds=again_seconds,
         recompute_flops=again_flops,
-        lifetimes=tuple((tape.storage[b], tape.first[b], last[b]) for b in range(len(sizes)) if not virtual[b]),
+        lifetimes=tuple(
+            (tape.storage[b], tape.first[b], last[b]) for b in range(len(sizes)) if not virtual[b]
+        ),
     )
 
 

@@ -23,7 +23,9 @@ def forward_order(problem: Problem, saved: Iterable[int]) -> tuple[int, ...]:
         if index < 0 or needed[index]:
             continue
         if problem.ops[index].phase is Phase.BACKWARD:
-            raise ScheduleError(f"{problem.ops[index].name} is of the backward and cannot be saved by the forward")
+            raise ScheduleError(
+                f"{problem.ops[index].name} is of the backward and cannot be saved by the forward"
+            )
         needed[index] = True
         pending.extend(problem.values[r].producer for r in problem.ops[index].reads)
     return tuple(i for i, n in enumerate(needed) if n)
@@ -59,7 +61,9 @@ def lazy_order(
             if op.phase is Phase.BACKWARD:
                 raise ScheduleError(f"{reader} reads {values[value].name} before {op.name} has run")
             if op.keep:
-                raise ScheduleError(f"{reader} needs {values[value].name}, which is not saved; {op.name}: {op.keep}")
+                raise ScheduleError(
+                    f"{reader} needs {values[value].name}, which is not saved; {op.name}: {op.keep}"
+                )
             needed.add(index)
             pending.extend(op.reads)
         for index in sorted(needed):

@@ -168,7 +168,8 @@ def _stage_classes(problem: Problem, stages: Stages) -> list[Hashable]:
         return tuple(sorted({stage_of_reader[r] - stage for r in problem.readers[value]}))
 
     return [
-        tuple(key(stage, index) for index in (*listings[stage], *windows[stage])) for stage in range(len(stages))
+        tuple(key(stage, index) for index in (*listings[stage], *windows[stage]))
+        for stage in range(len(stages))
     ]
 
 
@@ -184,12 +185,12 @@ def _translate(
     mine = _values_in_order(problem, stages, first, stop)
     theirs = _values_in_order(problem, stages, twin.first, twin.stop)
     if len(mine) != len(theirs):
-        raise ValueError(f"segments {twin.first}..{twin.stop} and {first}..{stop} have equal keys but unequal values")
+        raise ValueError(
+            f"segments {twin.first}..{twin.stop} and {first}..{stop} have equal keys but unequal values"
+        )
     to_mine = dict(zip(theirs, mine, strict=True))
     return [
-        Option(
-            tuple(to_mine[v] for v in o.saved), o.kept_bytes, o.seconds, o.forward_bytes, o.backward_bytes
-        )
+        Option(tuple(to_mine[v] for v in o.saved), o.kept_bytes, o.seconds, o.forward_bytes, o.backward_bytes)
         for _, o in options
         if all(v in to_mine for v in o.saved)
     ]

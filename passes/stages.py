@@ -10,6 +10,7 @@ consecutive stages; its own little problem can be cut out of the large one, plan
     (5, (4, 6))
 """
 
+import itertools
 from dataclasses import dataclass
 
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Phase, Problem, Storage, Value
@@ -103,7 +104,7 @@ def _thin(problem: Problem, forward: tuple[int, ...], places: list[int], most: i
 
     def kinds(stride: int) -> tuple[int, int]:
         kept = places[::stride]
-        spans = zip(kept, kept[1:], strict=False)
+        spans = itertools.pairwise(kept)
         return len({tuple(problem.ops[forward[p]].target for p in range(a, b)) for a, b in spans}), stride
 
     return places[:: min(range(least, 2 * least + 1), key=kinds)]
@@ -255,13 +256,12 @@ def _gradients(problem: Problem, ops: set[int]) -> set[int]:
     return {
         v
         for v in problem.backward_outputs
-        if problem.values[v].producer in ops and problem.ops[problem.values[v].producer].phase is not Phase.BACKWARD
+        if problem.values[v].producer in ops
+        and problem.ops[problem.values[v].producer].phase is not Phase.BACKWARD
     }
 
 
-def _either_ops(
-    problem: Problem, stages: Stages, window: tuple[int, ...], first: int, stop: int
-) -> set[int]:
+def _either_ops(problem: Problem, stages: Stages, window: tuple[int, ...], first: int, stop: int) -> set[int]:
     """Ops that only the backward needs, that the window needs, and that belong to these stages or to none."""
     found: set[int] = set()
     pending = [problem.values[r].producer for i in window for r in problem.ops[i].reads]

@@ -30,11 +30,18 @@ def chain(
         kept = [x]
         for part in range(internal):
             x = builder.op(
-                f"inner{layer}_{part}", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=size_bytes, seconds=seconds
+                f"inner{layer}_{part}",
+                [x],
+                Kind.KERNEL,
+                Phase.FORWARD,
+                size_bytes=size_bytes,
+                seconds=seconds,
             )
             kept.append(x)
         inputs.append(kept)
-        x = builder.op(f"layer{layer}", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=size_bytes, seconds=seconds)
+        x = builder.op(
+            f"layer{layer}", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=size_bytes, seconds=seconds
+        )
     gradient = builder.tangent("tangent", size_bytes)
     gradients: list[int] = []
     for layer in reversed(range(length)):
@@ -44,7 +51,12 @@ def chain(
             if gradient_bytes and part == internal:
                 gradients.append(
                     builder.op(
-                        f"weight{layer}", reads, Kind.KERNEL, Phase.BACKWARD, size_bytes=gradient_bytes, seconds=seconds
+                        f"weight{layer}",
+                        reads,
+                        Kind.KERNEL,
+                        Phase.BACKWARD,
+                        size_bytes=gradient_bytes,
+                        seconds=seconds,
                     )
                 )
             gradient = builder.op(

@@ -37,6 +37,8 @@ from torch._inductor.compile_fx import compile_fx as compile_fx
 from torch._inductor.compile_fx import compile_fx_inner as compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomPartitionerFn as CustomPartitionerFn
 from torch._library.utils import is_builtin as is_builtin_operator
+from torch._ops import HigherOrderOperator as HigherOrderOperator
+from torch._ops import OpOverload as OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module
 
@@ -63,6 +65,11 @@ class MemoryEvent:
     device_type: str
 
 
+def profiler_is_running() -> bool:
+    """Whether a profiler of torch is recording in this process, which allows no second one."""
+    return bool(torch._C._autograd._profiler_enabled())
+
+
 def profiled_memory_events(recorded: torch.profiler.profile) -> list[MemoryEvent]:
     """The allocator's events of a finished profile with ``profile_memory=True``, in order of time.
 
@@ -80,7 +87,6 @@ def profiled_memory_events(recorded: torch.profiler.profile) -> list[MemoryEvent
             fields = node.extra_fields
             events.append(MemoryEvent(node.start_time_ns, fields.ptr, fields.alloc_size, fields.device.type))
     return sorted(events, key=lambda event: event.time_ns)
-
 
 
 # ---- Operators: arguments by name ------------------------------------------------------------------------------------
@@ -459,11 +465,15 @@ def inductor_state() -> dict[str, str]:
     return {
         "config": str({name: getattr(config, name) for name in vars(config)["_config"]}),
         "counters": str({name: dict(counter) for name, counter in counters.items()}),
-        "metrics": str({name: value for name, value in vars(metrics).items() if isinstance(value, (int, list))}),
+        "metrics": str(
+            {name: value for name, value in vars(metrics).items() if isinstance(value, (int, list))}
+        ),
         "graph": str(type(V.graph)),
         "debug": str(type(V.debug)),
         "fake mode": str(id(V.fake_mode)),
-        "context": str({name: id(value) for name, value in vars(context).items()}) if context is not None else "",
+        "context": str({name: id(value) for name, value in vars(context).items()})
+        if context is not None
+        else "",
         "kernels": str(async_compile.CompiledTritonKernels._cache),
     }
 

@@ -38,7 +38,9 @@ def check_split(
 
 def _from_outside(node: fx.Node) -> bool:
     name = str(node.target)
-    return "tangents" in name or "rng" in name or "offset" in name or "seed" in name or private.is_sym_node(node)
+    return (
+        "tangents" in name or "rng" in name or "offset" in name or "seed" in name or private.is_sym_node(node)
+    )
 
 
 def _check_order(problem: Problem, index: Index, plan: Plan, backward: fx.GraphModule) -> None:

@@ -38,7 +38,9 @@ def gradients(model: nn.Module, run: Callable[[], Tensor]) -> list[Tensor | None
 
 def held_bytes(model: nn.Module, *inputs: Tensor) -> int:
     tensors = [*model.parameters(), *model.buffers(), *inputs]
-    return sum(s.nbytes() for s in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}.values())
+    return sum(
+        s.nbytes() for s in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}.values()
+    )
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -62,7 +64,8 @@ def test_networks_keep_their_budgets_and_gradients(name: str) -> None:
         assert report.budget_bytes is None or report.generated_peak_bytes <= report.budget_bytes
         if name not in EAGER_WORKSPACES:
             measured = measure_peak(
-                lambda model=model: run(model).backward(), clear=lambda: case.model.zero_grad(set_to_none=True)
+                lambda model=model: run(model).backward(),
+                clear=lambda: case.model.zero_grad(set_to_none=True),
             )
             peak = measured.peak_bytes + held_bytes(case.model, *case.inputs)
             assert abs(peak - report.generated_peak_bytes) <= 0.001 * peak
@@ -87,7 +90,9 @@ class Blocks(nn.Module):
 
 
 def mlp(width: int = 16) -> nn.Module:
-    return nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+    return nn.Sequential(
+        nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+    )
 
 
 def same_as_eager(model: nn.Module, *inputs: Tensor, loss: Callable[[object], Tensor] | None = None) -> None:
@@ -263,7 +268,8 @@ def test_a_user_operator_runs_once() -> None:
 
     noted.register_fake(torch.empty_like)
     noted.register_autograd(
-        lambda ctx, g: g * ctx.saved_tensors[0].cos(), setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs)
+        lambda ctx, g: g * ctx.saved_tensors[0].cos(),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     )
 
     def f(x: Tensor) -> Tensor:

@@ -84,9 +84,19 @@ def test_the_way_that_cannot_be_cut_is_told() -> None:
     assert saved == (mask,)
     b = Builder()
     x = b.input("x", 1)
-    both = b.op("both", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=4, keep="collective", unsavable="marked by the user")
+    both = b.op(
+        "both",
+        [x],
+        Kind.KERNEL,
+        Phase.FORWARD,
+        size_bytes=4,
+        keep="collective",
+        unsavable="marked by the user",
+    )
     y = b.op("y", [both], Kind.KERNEL, Phase.FORWARD, size_bytes=1)
     t = b.tangent("t", 1)
     g = b.op("g", [t, both], Kind.KERNEL, Phase.BACKWARD, size_bytes=1)
-    with pytest.raises(NoCut, match=r"both must not run again: collective; both cannot be saved: marked by the user; g"):
+    with pytest.raises(
+        NoCut, match=r"both must not run again: collective; both cannot be saved: marked by the user; g"
+    ):
         CutGraph(b.build([y], [g])).solve(1.0)

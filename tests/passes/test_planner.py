@@ -36,7 +36,11 @@ def test_every_plan_is_valid_and_in_order(problem: Problem) -> None:
 
 def best_choice(problem: Problem, budget_bytes: int) -> float:
     """The fewest seconds of any set of saved values, scheduled lazily, under the budget."""
-    values = [i for i, v in enumerate(problem.values) if v.producer >= 0 and problem.ops[v.producer].phase is Phase.FORWARD]
+    values = [
+        i
+        for i, v in enumerate(problem.values)
+        if v.producer >= 0 and problem.ops[v.producer].phase is Phase.FORWARD
+    ]
     best = math.inf
     for size in range(len(values) + 1):
         for saved in itertools.combinations(values, size):

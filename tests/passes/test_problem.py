@@ -34,7 +34,9 @@ def test_base_looks_through_views() -> None:
 
 BROKEN = {
     "negative size": (
-        lambda p: dataclasses.replace(p, storages=(dataclasses.replace(p.storages[0], size_bytes=-1), *p.storages[1:])),
+        lambda p: dataclasses.replace(
+            p, storages=(dataclasses.replace(p.storages[0], size_bytes=-1), *p.storages[1:])
+        ),
         "negative size",
     ),
     "operand from nowhere": (
