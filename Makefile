@@ -6,7 +6,7 @@
 #   make test TORCH='torch==2.13.0'  with another version of torch (VENV=... keeps the environments apart)
 
 PYTHON ?= python3
-TORCH ?= torch>=2.13,<2.16
+TORCH ?= torch>=2.13,<2.15
 VENV ?= .venv
 PYTEST_ARGS ?=
 

@@ -3,8 +3,8 @@
     python -m bench.side_by_side --network llama --size reference --torch 0.1 --ours 142MiB
 
 ``--ours`` takes budgets over parameters and inputs, as the printed peaks are, fractions, or ``none``. Every contestant
-is compiled, its peak is measured by the allocator's events, and then all steps are timed in turn. The last line says how
-our first plan compares with torch's first budget.
+is compiled, its peak is measured by the allocator's events, and then all steps are timed in turn. The last line says
+how our first plan compares with torch's first budget.
 """
 
 import argparse

@@ -60,10 +60,15 @@ def _compile_with_inductor(
         with standing(partitioner.fence if kwargs.get("is_backward") else None):
             return private.compile_fx_inner(graph, inputs, **kwargs)
 
-    compiled: Callable[..., Any] = private.compile_fx(
-        gm, example_inputs, inner_compile=inner_compile, config_patches={"custom_partitioner_fn": partitioner}
-    )
-    return compiled
+    # Whoever asks for dumps wants them of every compilation: torch's cache of whole autograd functions would skip ours.
+    with private.autograd_cache(partitioner.options.dump_dir is None):
+        compiled: Any = private.compile_fx(
+            gm,
+            example_inputs,
+            inner_compile=inner_compile,
+            config_patches={"custom_partitioner_fn": partitioner},
+        )
+    return compiled  # type: ignore[no-any-return]
 
 
 def _run_op_by_op(

@@ -1,7 +1,7 @@
 """Budget arithmetic: which plan of a frontier to take, judged by the peak of the code it becomes. Needs no torch.
 
-A plan's replay says about where its peak will lie; the dry run of its generated code says exactly, and takes seconds. So
-few plans are lowered: the replays, corrected by the peaks that are already known, say which one to try next.
+A plan's replay says about where its peak will lie; the dry run of its generated code says exactly, and takes seconds.
+So few plans are lowered: the replays, corrected by the peaks that are already known, say which one to try next.
 
     >>> replayed, true = [100, 80, 60, 40], [105, 84, 62, 41]
     >>> choose(replayed, true.__getitem__, 70).place

@@ -317,8 +317,8 @@ def _infeasible(options: Options, problem: Problem, choice: Choice, truth: StepT
     fixed = problem.input_bytes + problem.gradient_bytes
     if fixed >= choice.budget_bytes:
         help_words = (
-            f"inputs and gradients alone take {format_bytes(fixed)}, which no plan changes: a smaller or sharded model, "
-            "frozen parameters or a lower precision would help, a smaller batch hardly"
+            f"inputs and gradients alone take {format_bytes(fixed)}, which no plan changes: a smaller or sharded "
+            "model, frozen parameters or a lower precision would help, a smaller batch hardly"
         )
     else:
         help_words = "a smaller batch or sequence, or a lower precision, would help"

@@ -1,9 +1,9 @@
 """Bytes that an op allocates for itself and frees before it returns: alive at the peak, but in no graph and no wrapper.
 
 What of torch it relies on: the buffers of the CPU flash attention (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp):
-blocks of 512 keys by 32, 64 or 256 queries for each thread. Convolutions go through oneDNN, which chooses its buffers by
-shape, layout and processor; they are found by running the op once on memory of the same shapes. Other ops with buffers
-of their own (sorting, matrix products through cuBLAS, convolutions through cuDNN) are not modelled.
+blocks of 512 keys by 32, 64 or 256 queries for each thread. Convolutions go through oneDNN, which chooses its buffers
+by shape, layout and processor; they are found by running the op once on memory of the same shapes. Other ops with
+buffers of their own (sorting, matrix products through cuBLAS, convolutions through cuDNN) are not modelled.
 """
 
 from collections.abc import Callable, Hashable, Sequence
@@ -64,8 +64,8 @@ def _probed(op_name: str, described: tuple[_Described, ...]) -> int:
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
             outputs = _PROBED[op_name](*args)
         made = [t for t in (outputs if isinstance(outputs, tuple) else (outputs,)) if t is not None]
-        output_bytes = sum(t.untyped_storage().nbytes() for t in made)
-    alive = highest = 0
+        output_bytes = sum(int(t.untyped_storage().nbytes()) for t in made)
+    alive, highest = 0, 0
     for event in profiled_memory_events(recorded):
         alive += event.nbytes
         highest = max(highest, alive)

@@ -6,7 +6,7 @@ version that nobody tried may break it in ways that only show as a wrong peak.
 
 import re
 
-SUPPORTED_TORCH = ((2, 13), (2, 14), (2, 15))
+SUPPORTED_TORCH = ((2, 13), (2, 14))
 """``(major, minor)`` of every supported torch, oldest first."""
 
 
@@ -38,6 +38,6 @@ def supported_torch_text() -> str:
     """The supported versions in words.
 
     >>> supported_torch_text()
-    '2.13, 2.14, 2.15'
+    '2.13, 2.14'
     """
     return ", ".join(f"{major}.{minor}" for major, minor in SUPPORTED_TORCH)

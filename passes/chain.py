@@ -9,8 +9,8 @@ segment is held against the budget at its own place::
         and    kept = kept before + option.kept_bytes + bytes crossing into stop
 
 Kept bytes are exact; only the number of ways to reach a stage is bounded.
-It is the chain programme of checkpointing (Gruslys et al. 2016; Beaumont et al. 2019) without nested recomputation, with
-the options of a parametric cut in place of all or nothing.
+It is the chain programme of checkpointing (Gruslys et al. 2016; Beaumont et al. 2019) without nested recomputation,
+with the options of a parametric cut in place of all or nothing.
 """
 
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ from graphremat.passes.segments import Option
 from graphremat.passes.stages import Stages
 
 LABELS = 400
-"""Ways to reach a stage that are kept; beyond it, the fastest of each four-hundredth of the budget. Bytes stay exact."""
+"""Ways to reach a stage that are kept; beyond it, the fastest of each four-hundredth of the budget. Bytes are exact."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ measured (:mod:`graphremat.passes.measure_device`).
 >>> find_device("A1000")
 Traceback (most recent call last):
     ...
-graphremat.passes.devices.UnknownDevice: device 'A1000' is not in the table; nearest: A100-40GB, A100-80GB, A10
+graphremat.passes.devices.UnknownDevice: device 'A1000' is not in the table; nearest: A10, A100-80GB, A100-40GB
 """
 
 import difflib

@@ -55,7 +55,7 @@ class Replay:
     recompute_seconds: float
     recompute_flops: int
     lifetimes: tuple[tuple[int, int, int], ...]
-    """``(storage, first position, last position)`` of every buffer of the graph; a saved one reaches into the backward."""
+    """``(storage, first position, last position)`` of every buffer; a saved one reaches into the backward."""
 
     @property
     def peak_phase(self) -> Phase:

@@ -1,7 +1,7 @@
 """Act on a plan: the forward and the backward graph, with recomputation where the plan says. Knows FX, decides nothing.
 
-torch's own extraction gives both graphs with AOTAutograd's calling convention; here the backward is then written anew in
-the order of the plan. An op that the plan runs twice becomes two nodes, and readers take the latest.
+torch's own extraction gives both graphs with AOTAutograd's calling convention; the backward is then written anew in the
+order of the plan. An op that the plan runs twice becomes two nodes, and readers take the latest.
 """
 
 import operator

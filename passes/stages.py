@@ -26,8 +26,8 @@ class Stages:
     """Stages of a forward and their windows of the backward.
 
     ``starts[k]`` is the first forward position (index into ``forward``) of stage ``k``; ``windows[k]`` the half-open
-    range of positions in ``backward`` that belongs to it; ``crossing[k]`` the values of earlier stages that stage ``k`` or
-    a later one needs, forward or backward; ``stage_of`` the stage of each op that is not of the backward.
+    range of positions in ``backward`` that belongs to it; ``crossing[k]`` the values of earlier stages that stage ``k``
+    or a later one needs, forward or backward; ``stage_of`` the stage of each op that is not of the backward.
     """
 
     forward: tuple[int, ...]
@@ -252,7 +252,7 @@ def cut_out(problem: Problem, stages: Stages, first: int, stop: int) -> Segment:
 
 
 def _gradients(problem: Problem, ops: set[int]) -> set[int]:
-    """Gradients that are not made behind a tangent (a constant, a saved value): they belong to the segment of their op."""
+    """Gradients that are not made behind a tangent (a constant, say): they belong to the segment of their op."""
     return {
         v
         for v in problem.backward_outputs

@@ -166,8 +166,8 @@ def inductor_unsupported_config() -> tuple[str, ...]:
 def mutated_inputs(graph: torch.fx.Graph) -> frozenset[str]:
     """Names of the placeholders that the forward overwrites: in the graph by copy_, or by AOTAutograd after it.
 
-    Relied on: joint graphs carry descriptors in ``meta["desc"]``, one an input and a list on the output node; a new value
-    of an input is an InputMutationAOTOutput that holds the input's descriptor.
+    Relied on: joint graphs carry descriptors in ``meta["desc"]``, one an input and a list on the output node; a new
+    value of an input is an InputMutationAOTOutput that holds the input's descriptor.
     """
     output = graph.output_node()
     overwritten = [
@@ -404,9 +404,16 @@ def _output_strides(graph: Any, out: Any) -> tuple[int, ...] | None:
 
 # ---- Inductor: the way in --------------------------------------------------------------------------------------------
 # compile_fx(gm, inputs, inner_compile=..., config_patches=...) hands the joint graph, after its own joint-graph passes,
-# to config.custom_partitioner_fn, and wraps inner_compile in the patches, so that they also hold for the backward, which
-# is compiled when it first runs. A CustomPartitionerFn's uuid() goes into the keys of both caches.
+# to config.custom_partitioner_fn, and wraps inner_compile in the patches, so that they also hold for the backward,
+# which is compiled when it first runs. A CustomPartitionerFn's uuid() goes into the keys of both caches.
 # ShortenTraceback passes through Dynamo as it is, where any other exception comes out as BackendCompilerFailed.
+
+
+def autograd_cache(on: bool) -> Any:
+    """A context that turns AOTAutograd's cache off, if it is on; Inductor's cache of compiled graphs stays as it is."""
+    from torch._functorch import config
+
+    return config.patch(enable_autograd_cache=bool(config.enable_autograd_cache and on))
 
 
 def boxed(run: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
