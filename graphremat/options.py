@@ -67,7 +67,7 @@ class Options:
     max_plans: int = 24
     max_lowerings: int = 8
     fence: bool = True
-    verify: Literal["basic", "deep", "off"] = "basic"
+    verify: bool = True
 
     @classmethod
     def parse(cls, mapping: Mapping[str, object] | None = None) -> "Options":
@@ -207,7 +207,7 @@ _PARSERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "max_plans": _count(2, 256),
         "max_lowerings": _count(1, 64),
         "fence": _switch,
-        "verify": _one_of("basic", "deep", "off"),
+        "verify": _switch,
     }
 )
 

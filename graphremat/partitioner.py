@@ -167,7 +167,7 @@ def partition(
     if not choice.fits:
         _infeasible(options, problem, choice, chosen.truth)
     candidate = frontier.candidates[choice.place]
-    if options.verify != "off" and choice.place > 0:
+    if options.verify and choice.place > 0:
         with _Stage("verify", dumps):
             check_split(problem, index, candidate.plan, chosen.forward, chosen.backward, joint)
     made = _report(options, problem, frontier, choice, chosen, graph, time.perf_counter() - started, dumps)

@@ -1,0 +1,113 @@
+"""Faults planted between the stages are caught by the checks, each by its name."""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.fx as fx
+from torch import nn
+
+import graphremat
+from graphremat import partitioner
+from graphremat.passes.plan import Plan, check_plan
+from graphremat.passes.problem import Builder, Kind, Phase, Problem
+from graphremat.passes.replay import ReplayError, replay
+
+Graphs = tuple[fx.GraphModule, fx.GraphModule]
+
+
+def compile_with(
+    monkeypatch: pytest.MonkeyPatch, tamper: Callable[[fx.GraphModule], None], **options: object
+) -> None:
+    """Compile a small network whose backward graph is tampered with after the split."""
+    split = partitioner.split_joint_graph
+
+    def broken(*arguments: object) -> Graphs:
+        forward, backward = split(*arguments)  # type: ignore[arg-type]
+        tamper(backward)
+        backward.recompile()
+        return forward, backward
+
+    monkeypatch.setattr(partitioner, "split_joint_graph", broken)
+    torch.compiler.reset()
+    model = nn.Sequential(*(part for _ in range(4) for part in (nn.Linear(16, 16), nn.Tanh())))
+    run = torch.compile(
+        model, backend="graphremat", options={"lowering": "aot_eager", "memory_budget": 0.0, **options}
+    )
+    run(torch.randn(64, 16)).sum().backward()
+
+
+def test_an_untouched_split_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_with(monkeypatch, lambda backward: None)
+
+
+def test_a_value_that_the_forward_does_not_give_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rename(backward: fx.GraphModule) -> None:
+        for node in backward.graph.find_nodes(op="placeholder"):
+            if "tanh" in node.name:
+                node.name = "nowhere"
+                node.target = "nowhere"
+                return
+
+    with pytest.raises(graphremat.PlanningError, match=r"stage 'verify'.*takes nowhere|nowhere"):
+        compile_with(monkeypatch, rename)
+
+
+def run_once_more(backward: fx.GraphModule) -> None:
+    """Repeat the first matrix product behind everything else, where the plan has none, and give its result out."""
+    product = next(iter(backward.graph.find_nodes(op="call_function", target=torch.ops.aten.mm.default)))
+    output = backward.graph.output_node()
+    with backward.graph.inserting_before(output):
+        again = backward.graph.node_copy(product)
+    output.args = (tuple(again if n is product else n for n in output.args[0]),)
+
+
+def test_an_op_that_the_plan_does_not_have_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        graphremat.PlanningError, match=r"stage 'verify'.*does not stand where the plan has it"
+    ):
+        compile_with(monkeypatch, run_once_more)
+
+
+def test_checks_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    compile_with(monkeypatch, run_once_more, verify=False)
+
+
+def with_mask() -> tuple[Problem, int, int]:
+    b = Builder()
+    x = b.input("x", 1)
+    mask = b.op("mask", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=4, keep="random: it would draw again")
+    y = b.op("y", [mask], Kind.KERNEL, Phase.FORWARD, size_bytes=4)
+    t = b.tangent("t", 1)
+    g = b.op("g", [t, mask], Kind.KERNEL, Phase.BACKWARD, size_bytes=1)
+    return b.build([y], [g]), mask, y
+
+
+def test_a_redrawn_mask_is_caught() -> None:
+    problem, mask, _ = with_mask()
+    check_plan(problem, Plan((mask,), (0, 1), (2,)))
+    with pytest.raises(ValueError, match="mask runs twice, but must not: random"):
+        check_plan(problem, Plan((), (0, 1), (0, 2)))
+
+
+def test_a_freed_value_is_caught() -> None:
+    problem, *_ = with_mask()
+    with pytest.raises(ReplayError, match="g in the backward reads mask"):
+        replay(problem, Plan((), (0, 1), (2,)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"forward": (0, 0, 1)}, "stands twice"),
+        ({"forward": (0, 1, 2)}, "backward op g stands in the forward"),
+        ({"forward": (0,)}, "forward op y never runs"),
+        ({"backward": ()}, "backward op g never runs"),
+        ({"backward": (2, 2)}, "runs twice"),
+    ],
+)
+def test_a_plan_that_breaks_a_rule_is_caught(change: dict[str, tuple[int, ...]], message: str) -> None:
+    problem, mask, _ = with_mask()
+    with pytest.raises(ValueError, match=message):
+        check_plan(problem, dataclasses.replace(Plan((mask,), (0, 1), (2,)), **change))
