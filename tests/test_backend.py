@@ -362,8 +362,8 @@ def test_dumps_are_stable_and_plan_again_without_torch(tmp_path: Path) -> None:
         (folder,) = (tmp_path / str(number)).iterdir()
         texts.append({p.name: p.read_text() for p in sorted(folder.iterdir())})
     assert set(texts[0]) >= {
-        "00-joint.py", "10-problem.json", "20-frontier.md", "30-plan.json", "40-curve.csv", "50-forward.py",
-        "51-backward.py", "saved.md", "report.json",
+        "00-joint.py", "10-problem.json", "15-cut.md", "20-frontier.md", "30-plan.json", "40-curve.csv",
+        "50-forward.py", "51-backward.py", "saved.md", "report.json",
     }  # fmt: skip
     for name in texts[0]:
         if not name.startswith("report"):  # these hold the seconds that planning took

@@ -9,7 +9,7 @@ import torch.fx as fx
 from torch import nn
 
 import graphremat
-from graphremat import partitioner
+from graphremat import candidates, partitioner
 from graphremat.choose import Choice
 from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.problem import Builder, Kind, Phase, Problem
@@ -22,7 +22,7 @@ def compile_with(
     monkeypatch: pytest.MonkeyPatch, tamper: Callable[[fx.GraphModule], None], **options: object
 ) -> None:
     """Compile a small network whose backward graph is tampered with after the split."""
-    split = partitioner.split_joint_graph
+    split = candidates.split_joint_graph
 
     def broken(*arguments: object) -> Graphs:
         forward, backward = split(*arguments)  # type: ignore[arg-type]
@@ -34,7 +34,7 @@ def compile_with(
         last = len(replayed) - 1
         return Choice(last, None, True, {last: truth(last)})
 
-    monkeypatch.setattr(partitioner, "split_joint_graph", broken)
+    monkeypatch.setattr(candidates, "split_joint_graph", broken)
     monkeypatch.setattr(partitioner, "choose", take_last)
     torch.compiler.reset()
     model = nn.Sequential(*(part for _ in range(4) for part in (nn.Linear(16, 16), nn.Tanh())))
