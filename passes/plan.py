@@ -1,7 +1,6 @@
 """A plan: what is saved, and the order in which the backward runs, recomputations included. Free of torch."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from graphremat.passes.problem import Phase, Problem
@@ -84,8 +83,3 @@ def check_plan(problem: Problem, plan: Plan) -> None:
             raise ValueError(
                 f"{problem.values[value].name} is saved, but cannot be: {problem.ops[producer].unsavable}"
             )
-
-
-def names(problem: Problem, values: Sequence[int]) -> list[str]:
-    """Names of values, for messages."""
-    return [problem.values[v].name for v in values]

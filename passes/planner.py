@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from graphremat.passes.chain import Programme, make_programme
 from graphremat.passes.cut import CutGraph
 from graphremat.passes.plan import Plan, check_plan
-from graphremat.passes.problem import Holder, Phase, Problem
+from graphremat.passes.problem import Holder, Problem
 from graphremat.passes.refine import refine
 from graphremat.passes.replay import Replay, replay
 from graphremat.passes.schedule import ScheduleError, schedule
@@ -122,8 +122,3 @@ def _pareto(found: list[Candidate], most: int) -> tuple[Candidate, ...]:
     if len(kept) <= most:
         return tuple(kept)
     return tuple(kept[round(i * (len(kept) - 1) / (most - 1))] for i in range(most))
-
-
-def backward_op_names(problem: Problem) -> list[str]:
-    """Names of the ops behind a tangent, in order."""
-    return [op.name for op in problem.ops if op.phase is Phase.BACKWARD]

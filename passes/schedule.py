@@ -7,7 +7,7 @@ an op needs it is recomputed just before that op, with whatever it needs in turn
 from collections.abc import Iterable, Sequence
 
 from graphremat.passes.plan import Plan
-from graphremat.passes.problem import Kind, Phase, Problem
+from graphremat.passes.problem import Phase, Problem
 
 
 class ScheduleError(ValueError):
@@ -106,8 +106,3 @@ def schedule(problem: Problem, saved: Iterable[int], origin: str = "") -> Plan:
     read = {r for i in backward for r in problem.ops[i].reads} | set(problem.backward_outputs)
     used = tuple(sorted(v for v in kept if v in read and problem.values[v].producer >= 0))
     return Plan(used, forward_order(problem, used), tuple(backward), origin)
-
-
-def is_view(problem: Problem, index: int) -> bool:
-    """Whether the op only gives another view of its operand."""
-    return problem.ops[index].kind is Kind.VIEW
