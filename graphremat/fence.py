@@ -3,7 +3,9 @@
 Inductor's scheduler may join two kernels that only share an input (horizontal fusion). Joined, they run at one place,
 and what one of them makes lives longer than planned: a recomputed value is made early, or a gradient late. So a pair
 of which at least one is a recomputation is refused when the plan has a kernel that nothing fuses with (a matmul, say)
-between the two. Fusions of producer and consumer are left alone.
+between the two. A reduction is not put off to its reader behind such a kernel either: the two parts of a shared bias's
+gradient, say, would both wait for their sum, and keep what they reduce alive until then. Other fusions of producer and
+consumer are left alone.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -16,7 +18,7 @@ from graphremat.passes import torch_private as private
 
 
 class Fence(private.InductorChoices):  # type: ignore[misc]
-    """Inductor's choices, less horizontal fusion of recomputations across kernels.
+    """Inductor's choices, less fusion across kernels of what would then live too long.
 
     Args:
         stretch: for each node of the backward graph by name: the number of kernels up to it.
@@ -36,6 +38,14 @@ class Fence(private.InductorChoices):  # type: ignore[misc]
             self.refused.append((node1.get_name(), node2.get_name()))
             return False
         return bool(private.InductorChoices.can_fuse_horizontal(scheduler, node1, node2, shared_data_score))
+
+    def can_fuse_vertical(self, scheduler: Any, node1: Any, node2: Any, shared_data_score: int) -> bool:  # type: ignore[override]
+        """Asked by the scheduler for every pair of which ``node1`` feeds ``node2``."""
+        first, second = self._place(node1), self._place(node2)
+        if first is not None and second is not None and node1.is_reduction() and first[0] != second[0]:
+            self.refused.append((node1.get_name(), node2.get_name()))
+            return False
+        return bool(private.InductorChoices.can_fuse_vertical(scheduler, node1, node2, shared_data_score))
 
     def _place(self, node: Any) -> tuple[int, bool] | None:
         names = [name for name in private.origin_names(node) if name in self._stretch]
