@@ -1,8 +1,8 @@
 """What a device can do: memory, bandwidth and throughput of known GPUs. This module needs no torch.
 
 A :class:`Device` is the only thing about the machine that a price depends on (:mod:`graphremat.passes.costs`).
-GPUs come from the table below, whose numbers are the vendors' own; a CPU has no datasheet that predicts it and is
-measured (:mod:`graphremat.passes.measure_device`).
+GPUs come from the table below; each entry names the vendor's document to hold it against, which has not been done yet.
+A CPU has no datasheet that predicts it and is measured (:mod:`graphremat.passes.measure_device`).
 
 >>> find_device("NVIDIA A100-SXM4-40GB").name
 'A100-40GB'
