@@ -71,7 +71,7 @@ def make_report(
         recomputed_ops=len(candidate.plan.recomputed(problem)),
         recomputed_seconds=candidate.replay.recompute_seconds,
         recomputed_flops=candidate.replay.recompute_flops,
-        added_seconds=max(0.0, candidate.replay.seconds - frontier.candidates[0].replay.seconds),
+        added_seconds=candidate.replay.seconds - min(c.replay.seconds for c in frontier.candidates),
         step_seconds=candidate.replay.seconds,
         plan_seconds=plan_seconds,
         peak_at=chosen.truth.peak_at,

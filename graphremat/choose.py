@@ -12,9 +12,11 @@ So few plans are lowered: the replays, corrected by the peaks that are already k
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 Budget = int | float | None
+
+LOOKS_FOR_THE_FASTEST = 3
+"""True peaks that are looked at, beyond the reference's, to find the fastest plan whose peak is no higher."""
 
 
 @dataclass(frozen=True)
@@ -75,33 +77,35 @@ def choose(
     *,
     fixed_bytes: int = 0,
     most: int = 8,
-    on_infeasible: Literal["error", "min_peak"] = "error",
+    faster: int = 0,
 ) -> Choice:
     """Take the fastest plan whose true peak is under the budget.
 
     Args:
-        replayed: replayed peaks in bytes, from the fastest plan to the lowest.
+        replayed: replayed peaks in bytes, from the fastest plan to the lowest; but see ``faster``.
         truth: the true peak of the plan at a place; asked at most about ``most`` times.
         budget: bytes as int; None for the fastest plan; a float in [0, 1] between the true peaks of the lowest plan
             and of the fastest.
         fixed_bytes: bytes of inputs, which are the same in replay and truth.
-        most: how often ``truth`` may be asked; at least three times, where a fraction is wanted.
-        on_infeasible: whether ``fits`` may be False. The caller raises the error, since it can explain it.
+        most: how often ``truth`` may be asked; at least five times, where a fraction is wanted.
+        faster: how many plans behind place 0 are no slower than it. Place 0 is then a reference: it says how high the
+            peak of the fastest plan may be, and is the fastest plan if the true peaks of the others are higher.
     """
     truths = _Truths(replayed, truth, fixed_bytes)
     last = len(replayed) - 1
-    if budget is None:
-        fastest = truths(0)
-        return Choice(0, None, True, truths.known, fastest_bytes=fastest)
+    first = 1 if faster else 0
     low: int | None = None
     high: int | None = None
-    if isinstance(budget, float):
-        high = truths(0)
+    if isinstance(budget, int):
+        limit = budget
+    else:
+        first = _search(truths, truths(0), range(first, faster + 1), LOOKS_FOR_THE_FASTEST + 1) or 0
+        high = truths(first)
+        if budget is None:
+            return Choice(first, None, True, truths.known, fastest_bytes=high)
         low = min(truths(last), high)
         limit = low + round(budget * (high - low))
-    else:
-        limit = budget
-    place = _search(truths, limit, max(most, len(truths.known) + 1))
+    place = _search(truths, limit, range(first, last + 1), max(most, len(truths.known) + 1))
     fits = place is not None
     if place is None:
         place = min(truths.known, key=lambda p: (truths.known[p], p))
@@ -109,11 +113,12 @@ def choose(
     return Choice(place, limit, fits, truths.known, low, high)
 
 
-def _search(truths: _Truths, limit: int, most: int) -> int | None:
-    """The first place whose true peak is at most ``limit``, as far as ``most`` questions tell."""
-    last = len(truths.replayed) - 1
-    over = max((p for p, b in truths.known.items() if b > limit), default=-1)
-    fits = min((p for p, b in truths.known.items() if b <= limit and p > over), default=None)
+def _search(truths: _Truths, limit: int, among: range, most: int) -> int | None:
+    """The first of some places whose true peak is at most ``limit``, as far as ``most`` questions in all tell."""
+    known = [(p, b) for p, b in truths.known.items() if p in among]
+    fits = min((p for p, b in known if b <= limit), default=None)
+    over = max((p for p, b in known if b > limit and (fits is None or p < fits)), default=among.start - 1)
+    last = among.stop - 1
     while True:
         places = range(over + 1, last + 1 if fits is None else fits)
         promising = next((p for p in places if truths.predicted(p) <= limit), None)

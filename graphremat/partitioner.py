@@ -34,6 +34,7 @@ from graphremat.passes.measure_device import device_of
 from graphremat.passes.plan import Plan
 from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier
 from graphremat.passes.problem import Problem
+from graphremat.passes.replay import Replay
 from graphremat.passes.schedule import ScheduleError, schedule
 from graphremat.passes.verify import check_split
 from graphremat.truth import StepTruth
@@ -147,6 +148,7 @@ def partition(
             budget,
             fixed_bytes=problem.input_bytes,
             most=options.max_lowerings,
+            faster=_as_fast_as_torchs(frontier),
         )
         chosen = lowering.done[choice.place]
     if not choice.fits:
@@ -213,6 +215,16 @@ def _with_torchs_first(found: Frontier, torchs: Candidate) -> Frontier:
     """The frontier with torch's plan as the fastest, and nothing that is not below its peak behind it."""
     below = tuple(c for c in found.candidates if c.replay.peak_bytes < torchs.replay.peak_bytes)
     return Frontier((torchs, *below))
+
+
+def _as_fast_as_torchs(frontier: Frontier) -> int:
+    """How many plans behind the first cost no more than it, neither in all nor in recomputation."""
+    first, *others = (c.replay for c in frontier.candidates)
+
+    def slower(run: Replay) -> bool:
+        return run.seconds > first.seconds or run.recompute_seconds > first.recompute_seconds
+
+    return next((place for place, run in enumerate(others) if slower(run)), len(others))
 
 
 def _budget_in_bytes(options: Options, device: torch.device, problem: Problem) -> int | float | None:

@@ -50,6 +50,20 @@ def test_fractions_are_linear_in_true_bytes() -> None:
         assert (choice.lowest_bytes, choice.fastest_bytes) == (350, 1050)
 
 
+@pytest.mark.parametrize(
+    ("first_true", "second_true", "place"), [(980, 890, 1), (1000, 890, 1), (1001, 1000, 2), (1001, 1001, 0)]
+)
+def test_the_fastest_plan_has_no_higher_peak_than_the_reference(
+    first_true: int, second_true: int, place: int
+) -> None:
+    true = [1000, first_true, second_true, *REPLAYED[3:]]
+    for budget in (None, 1.0):
+        choice, _ = pick(true, budget, faster=2)
+        assert (choice.place, choice.fastest_bytes) == (place, true[place])
+    choice, asked = pick(true, 2000, faster=2)
+    assert (choice.place, asked) == (1, [1]), "a budget in bytes needs no reference"
+
+
 def test_an_infeasible_budget_names_the_lowest_peak() -> None:
     choice, asked = pick(REPLAYED, 299)
     assert not choice.fits
