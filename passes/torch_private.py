@@ -493,7 +493,7 @@ def forget_compiler() -> None:
     cpu_vec_isa.valid_vec_isa_list.cache_clear()
 
 
-# ---- For the benchmark: torch's own budget ---------------------------------------------------------------------------
+# ---- For the benchmarks: torch's own budget, and joint graphs of networks that are never run -------------------------
 
 
 def activation_memory_budget(fraction: float) -> Any:
@@ -501,6 +501,18 @@ def activation_memory_budget(fraction: float) -> Any:
     from torch._functorch import config
 
     return config.patch(activation_memory_budget=fraction)
+
+
+def trace_joint_graph(
+    function: Callable[..., Any], inputs: Sequence[Any], decompositions: dict[Any, Any]
+) -> torch.fx.GraphModule:
+    """The joint graph of a function of flat tensors that gives a tuple of tensors and changes no input."""
+    from torch._functorch.aot_autograd import aot_export_joint_simple
+
+    module: Any = aot_export_joint_simple(
+        function, tuple(inputs), trace_joint=True, decompositions=decompositions
+    )
+    return module  # type: ignore[no-any-return]
 
 
 def many_recompilations(limit: int = 256) -> None:

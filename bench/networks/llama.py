@@ -25,19 +25,28 @@ class RMSNorm(nn.Module):
 
 
 class RotaryAttention(nn.Module):
-    """Causal self-attention whose queries and keys are rotated by their position."""
+    """Causal self-attention whose queries and keys are rotated by their position.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With fewer ``key_value_heads`` than ``heads``, each key and value serves ``heads / key_value_heads`` queries.
+    """
+
+    def __init__(self, width: int, heads: int, key_value_heads: int) -> None:
         super().__init__()
         self.heads = heads
+        self.key_value_heads = key_value_heads
+        key_value_width = width // heads * key_value_heads
         self.query = nn.Linear(width, width, bias=False)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width, bias=False)
+        self.key = nn.Linear(width, key_value_width, bias=False)
+        self.value = nn.Linear(width, key_value_width, bias=False)
         self.output = nn.Linear(width, width, bias=False)
 
     def forward(self, x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-        query, key, value = (split_heads(part(x), self.heads) for part in (self.query, self.key, self.value))
+        query = split_heads(self.query(x), self.heads)
+        key, value = (split_heads(part(x), self.key_value_heads) for part in (self.key, self.value))
         query, key = _rotate(query, cosine, sine), _rotate(key, cosine, sine)
+        if self.key_value_heads < self.heads:
+            times = self.heads // self.key_value_heads
+            key, value = key.repeat_interleave(times, dim=1), value.repeat_interleave(times, dim=1)
         attended = F.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self.output(join_heads(attended))
 
@@ -51,10 +60,10 @@ def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 class LlamaBlock(nn.Module):
     """Pre-norm rotary attention and a SwiGLU feed-forward."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, key_value_heads: int) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(width)
-        self.attention = RotaryAttention(width, heads)
+        self.attention = RotaryAttention(width, heads, key_value_heads)
         self.feed_forward_norm = RMSNorm(width)
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
@@ -70,11 +79,18 @@ class LlamaDecoder(nn.Module):
     """Token numbers ``(batch, length)`` to the mean cross entropy of the next ones."""
 
     def __init__(
-        self, layers: int, width: int, heads: int, hidden: int, vocabulary: int, length: int
+        self,
+        layers: int,
+        width: int,
+        heads: int,
+        hidden: int,
+        vocabulary: int,
+        length: int,
+        key_value_heads: int,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, width)
-        self.blocks = nn.ModuleList(LlamaBlock(width, heads, hidden) for _ in range(layers))
+        self.blocks = nn.ModuleList(LlamaBlock(width, heads, hidden, key_value_heads) for _ in range(layers))
         self.norm = RMSNorm(width)
         self.head = nn.Linear(width, vocabulary, bias=False)
         half = width // heads // 2
@@ -90,7 +106,15 @@ class LlamaDecoder(nn.Module):
 
 
 def llama(
-    layers: int, width: int, heads: int, hidden: int, vocabulary: int, batch: int, length: int
+    layers: int,
+    width: int,
+    heads: int,
+    hidden: int,
+    vocabulary: int,
+    batch: int,
+    length: int,
+    key_value_heads: int | None = None,
 ) -> tuple[nn.Module, Inputs]:
-    model = LlamaDecoder(layers, width, heads, hidden, vocabulary, length)
+    """A decoder and its tokens; keys and values have as many heads as queries where nothing is said."""
+    model = LlamaDecoder(layers, width, heads, hidden, vocabulary, length, key_value_heads or heads)
     return model, (random_tokens(batch, length, vocabulary), random_tokens(batch, length, vocabulary))
