@@ -369,7 +369,8 @@ def greedy_by_seconds_per_byte(problem: Problem) -> list[Candidate]:
     def rate(value: int) -> float:
         return again[problem.values[value].producer] / max(1, sizes[value])
 
-    ranked = sorted(values, key=lambda v: (-rate(v), v))
+    # Of equals the later one: it is gone again when the earlier one is recomputed.
+    ranked = sorted(values, key=lambda v: (-rate(v), -v))
     total = sum(sizes.values())
 
     def fill(step: int) -> Plan:
@@ -447,6 +448,8 @@ def torch_knapsack_points(problem: Problem) -> list[KnapsackPoint]:
         and problem.ops[i].kind in (Kind.KERNEL, Kind.REDUCTION)
         and not (problem.ops[i].keep or problem.ops[i].unsavable)
     ]
+    # Largest first, as torch orders them: of equal choices the knapsack keeps the first ones.
+    heavy.sort(key=lambda i: (-_bytes(problem, problem.ops[i].writes), i))
     full = _cut_with_bans(problem, heavy)
     full_bytes = _bytes(problem, full)
     fractions = [step / BUDGET_STEPS for step in range(BUDGET_STEPS + 1)]
