@@ -11,7 +11,6 @@ torch's time includes the making of the two graphs; for us that is the column ``
 """
 
 import argparse
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from graphremat.passes.split import split_joint_graph
 from graphremat.passes.torch_private import (
     FakeTensorMode,
     activation_memory_budget,
+    copy_graph_module,
     inductor_decompositions,
     size_hint,
     torch_partition,
@@ -114,7 +114,7 @@ def measure(
     row = Row(blocks, len(module.graph.nodes))
     if with_torch:
         tell(f"{blocks} blocks: torch")
-        theirs = fx.GraphModule(module, copy.deepcopy(module.graph))
+        theirs = copy_graph_module(module)
         with activation_memory_budget(TORCHS_FRACTION):
             row.time(
                 "torch",

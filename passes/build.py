@@ -3,7 +3,7 @@
 import operator
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 import torch.fx as fx
@@ -41,6 +41,7 @@ class Index:
     """For each op, whether it is a view or writes nothing."""
 
 
+@private.garbage_left()
 def build_problem(
     joint: JointGraph, device: Device, *, fuses: bool, size_hint: SizeHint
 ) -> tuple[Problem, Index]:
@@ -209,12 +210,23 @@ def tensor_label(val: torch.Tensor, size_hint: SizeHint) -> str:
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+REMEMBERED = 1024
+"""Module paths and stack traces whose reading is kept: the nodes of one module, forward and backward, share them."""
 
 
 def origin_of(node: fx.Node) -> tuple[str, str]:
     """The module path and the source line (``file:line``) that a node comes from; empty where torch kept none."""
     stack = node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}
     path, _ = list(stack.values())[-1] if stack else ("", None)
-    module = re.sub(r"L\['self'\]\.?|_modules\['([^']+)'\]", lambda m: m.group(1) or "", str(path)).strip(".")
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    return module, f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""
+    return _plain_path(str(path)), _last_frame(node.meta.get("stack_trace") or "")
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _plain_path(path: str) -> str:
+    return re.sub(r"L\['self'\]\.?|_modules\['([^']+)'\]", lambda m: m.group(1) or "", path).strip(".")
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _last_frame(trace: str) -> str:
+    frames = _FRAME.findall(trace)
+    return f"{frames[-1][0]}:{frames[-1][1]}" if frames else ""

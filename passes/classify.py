@@ -31,6 +31,7 @@ class JointGraph:
     """False for a graph whose backward needs nothing: there is nothing to plan."""
 
 
+@private.garbage_left()
 def read_joint_graph(
     module: fx.GraphModule,
     *,
@@ -41,7 +42,6 @@ def read_joint_graph(
     """Clean the joint graph (dead code, common subexpressions) in place and classify its nodes."""
     module.graph.eliminate_dead_code()
     module.graph = private.fx_graph_cse(module.graph)
-    module.recompile()
     if not honour_annotations:
         _forget_annotations(module.graph)
     if private.has_recomputable_ops(module):

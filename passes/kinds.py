@@ -5,6 +5,7 @@ reduction or random. Inductor's decompositions leave operators that carry no suc
 """
 
 import enum
+from functools import cache
 from typing import Any
 
 import torch
@@ -109,12 +110,15 @@ REPLAYABLE_RANDOM_OPS = frozenset({"prims.inductor_random", "prims.inductor_rand
 
 def op_name(node: fx.Node) -> str:
     """The operator of a node without its overload: ``"aten.mm"``, ``"prims.iota"``, or a function's own name."""
-    packet = getattr(node.target, "overloadpacket", None)
+    return _target_name(node.target)
+
+
+@cache
+def _target_name(target: Any) -> str:
+    packet = getattr(target, "overloadpacket", None)
     if packet is not None:
         return str(packet)
-    if isinstance(node.target, str):
-        return node.target
-    return str(getattr(node.target, "__name__", node.target))
+    return target if isinstance(target, str) else str(getattr(target, "__name__", target))
 
 
 def argument(node: fx.Node, name: str) -> Any:

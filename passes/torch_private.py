@@ -3,10 +3,12 @@
 One section a topic, each with what we rely on, so that a new torch release is checked in one place.
 """
 
+import copy
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -94,6 +96,7 @@ def profiled_memory_events(recorded: torch.profiler.profile) -> list[MemoryEvent
 # (`fx.Node.normalized_arguments`) need a root module and re-resolve the overload by type, per node.
 
 
+@cache
 def operator_arguments(target: Any) -> tuple[tuple[str, Any], ...]:
     """``(name, default)`` of every argument of an operator overload, in order; empty for anything else.
 
@@ -287,8 +290,8 @@ def _counters_kept() -> Iterator[None]:
 
 
 @contextmanager
-def _garbage_left() -> Iterator[None]:
-    """The collector waits: it would look through all that the lowering makes again and again, and free next to none."""
+def garbage_left() -> Iterator[None]:
+    """The collector waits: it would look through all that is made inside again and again, and free next to none."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -347,7 +350,7 @@ def inductor_wrapper_code(
         quiet["cpp.simdlen"] = 1
     with (
         config.patch(quiet),
-        _garbage_left(),
+        garbage_left(),
         _disable_current_modes(),
         _use_lazy_graph_module(dynamo_config.use_lazy_graph_module),
         DebugContext(),
@@ -506,13 +509,26 @@ def activation_memory_budget(fraction: float) -> Any:
 def trace_joint_graph(
     function: Callable[..., Any], inputs: Sequence[Any], decompositions: dict[Any, Any]
 ) -> torch.fx.GraphModule:
-    """The joint graph of a function of flat tensors that gives a tuple of tensors and changes no input."""
-    from torch._functorch.aot_autograd import aot_export_joint_simple
+    """The joint graph of a function of flat tensors that gives a tuple of tensors and changes no input.
 
-    module: Any = aot_export_joint_simple(
-        function, tuple(inputs), trace_joint=True, decompositions=decompositions
-    )
-    return module  # type: ignore[no-any-return]
+    Its module is a lazy one, as under ``torch.compile``: it compiles its Python code when somebody asks for it.
+    """
+    from torch._functorch.aot_autograd import aot_export_joint_simple
+    from torch.fx._lazy_graph_module import _use_lazy_graph_module
+
+    with _use_lazy_graph_module(True):
+        module = aot_export_joint_simple(
+            function, tuple(inputs), trace_joint=True, decompositions=decompositions
+        )
+        return make_graph_module(module, module.graph)  # type: ignore[attr-defined, no-any-return]
+
+
+def copy_graph_module(module: torch.fx.GraphModule) -> torch.fx.GraphModule:
+    """A module with a graph of its own, lazy if ``module`` is."""
+    from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
+
+    with _use_lazy_graph_module(isinstance(module, _LazyGraphModule)):
+        return make_graph_module(module, copy.deepcopy(module.graph))  # type: ignore[no-any-return]
 
 
 def many_recompilations(limit: int = 256) -> None:
