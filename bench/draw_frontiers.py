@@ -44,6 +44,8 @@ EXACT_COLOUR = "#e69f00"
 MOST_EXACT_OPS = 250
 """A larger problem gets no exact points: the programme does not close its gap in minutes."""
 EXACT_BUDGETS = 6
+MOST_TIMES_OURS = 2.5
+"""The axes end at this many times the added time of our slowest plan."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +125,11 @@ def _exact_points(problem: Problem, ours: Sequence[Candidate], seconds_each: flo
 
 
 def draw(axes: Axes, picture: Picture) -> None:
-    """One network. Points that take more than three times our slowest plan's added time are off the axes."""
+    """One network. What adds more than :data:`MOST_TIMES_OURS` times the time of our slowest plan is off the axes."""
     ours = picture.methods[OURS]
-    top = 3.0 * max(picture.added(point.seconds) for point in ours) + 5.0
-    right = 1.05 * max(p.peak_bytes for points in picture.methods.values() for p in points) / MIB
+    top = MOST_TIMES_OURS * max(picture.added(point.seconds) for point in ours) + 5.0
+    peaks = [point.peak_bytes / MIB for points in picture.methods.values() for point in points]
+    left, right = 0.9 * min(peaks), 1.03 * max(peaks)
     for method, (colour, marker) in STYLES.items():
         points = picture.methods.get(method, ())
         if not points:
@@ -137,13 +140,13 @@ def draw(axes: Axes, picture: Picture) -> None:
             axes.plot([*x, right], [*y, y[-1]], color=colour, linewidth=1.8, drawstyle="steps-post", zorder=4)
             axes.plot(x, y, color=colour, marker=".", markersize=5, linestyle="", zorder=4)
             continue
-        axes.plot([*x, right], [*y, y[-1]], color=colour, linewidth=0.6, alpha=0.6, drawstyle="steps-post")
+        axes.plot(x, y, color=colour, linewidth=0.6, alpha=0.6, drawstyle="steps-post")
         axes.plot(
             x, y, color=colour, marker=marker, markersize=4.5, linestyle="", markeredgecolor="white",
             markeredgewidth=0.4, zorder=3,
         )  # fmt: skip
     _draw_exact(axes, picture)
-    axes.set_xlim(0.0, right)
+    axes.set_xlim(left, right)
     axes.set_ylim(-0.02 * top, top)
     axes.set_title(picture.network.replace("_", " "), fontsize=10, loc="left")
     axes.grid(color="#e6e6e6", linewidth=0.6)
@@ -163,7 +166,7 @@ def _draw_exact(axes: Axes, picture: Picture) -> None:
             axes.plot(x, y, color=EXACT_COLOUR, marker="_", markersize=9, linestyle="", zorder=5)
 
 
-def figure_of(pictures: Sequence[Picture], subtitle: str) -> Figure:
+def figure_of(pictures: Sequence[Picture]) -> Figure:
     """All networks in one grid, with one legend."""
     columns = min(2, len(pictures))
     rows = -(-len(pictures) // columns)
@@ -186,18 +189,17 @@ def figure_of(pictures: Sequence[Picture], subtitle: str) -> Figure:
             handles += any_axes.plot(
                 [], [], color=EXACT_COLOUR, marker=marker, linestyle="", markersize=6, label=label
             )
-    figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
-    figure.supxlabel("peak of the step over its inputs, MiB", fontsize=9)
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    figure.supxlabel("replayed peak over the inputs of the step, MiB", fontsize=9)
     figure.supylabel("added time, % of the fastest step", fontsize=9)
-    figure.suptitle(f"Added time over peak memory, as modelled ({subtitle})", fontsize=10)
     return figure
 
 
-def table_of(pictures: Sequence[Picture]) -> Table:
+def table_of(pictures: Sequence[Picture], title: str) -> Table:
     """The lowest peak of each method, what it adds there, and what it adds half-way down our own range."""
-    table = Table("network", "method", title="added time in % of the fastest step")
-    for title in ("lowest peak MiB", "added there", "half-way down"):
-        table.add_column(title, justify="right")
+    table = Table("network", "method", title=f"{title}: added time in % of the fastest step")
+    for column in ("lowest peak MiB", "added there", "half-way down"):
+        table.add_column(column, justify="right")
     for picture in pictures:
         ours = picture.methods[OURS]
         half = (ours[0].peak_bytes + ours[-1].peak_bytes) // 2
@@ -242,9 +244,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             pictures.append(picture_of(network, problem, chosen.exact))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "frontiers"}):
-        figure = figure_of(pictures, f"{chosen.size}, {chosen.lowering}")
+        figure = figure_of(pictures)
         figure.savefig(chosen.out, metadata={"Date": None} if chosen.out.suffix == ".svg" else None, dpi=130)
-    Console().print(table_of(pictures))
+    Console().print(table_of(pictures, f"{chosen.size}, {chosen.lowering}"))
 
 
 if __name__ == "__main__":
