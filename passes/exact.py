@@ -20,7 +20,7 @@ that a stage does not touch carries its variable on into the next.
     >>> problem = chain(length=6)
     >>> ample, tight = solve_exact(problem, 900), solve_exact(problem, 600)
     >>> ample.seconds, tight.seconds, tight.proved
-    (12.0, 16.0, True)
+    (12.0, 18.0, True)
     >>> solve_exact(problem, 400).bound_seconds
     inf
 """
@@ -348,7 +348,10 @@ class _Programme:
             pieces: dict[int, list[Piece]] = {}
             outgoing: dict[int, int] = {}
             for value in values:
-                if stage and (space.given[value] or value not in space.needs[stage]):
+                if stage and value not in space.needs[stage]:
+                    producer = problem.values[value].producer
+                    if producer in run:
+                        pieces[value] = [(producer, producer, run[producer])]
                     continue
                 if stage and value in kept:
                     kept[value] = self._still_kept(kept[value], run.get(problem.values[value].producer))
@@ -404,7 +407,7 @@ class _Programme:
         if stage == 0:
             carried = carried and space.savable[value] and value not in space.outputs
         points = [r for r in run if value in space.reads[r]]
-        if made is not None and several:
+        if made is not None and (several or stage == 0):
             points = [producer, *points]
         if asked or carried:
             points.append(end)
@@ -503,6 +506,8 @@ class _Programme:
         """Run HiGHS. Only solutions of at most ``cutoff_seconds`` are looked for."""
         if self._impossible:
             return _Found(None, math.inf)
+        if not self._costs:
+            return _Found([[] for _ in self.run], self._constant)
         if time_limit_seconds <= 0:
             return _Found(None, self._constant)
         unit = _second_unit([c for c in self._costs if c > 0])

@@ -63,7 +63,9 @@ class _Game:
             producer = self.problem.values[read].producer
             if producer >= 0 and self.problem.ops[producer].kind is Kind.VIEW:
                 inner = self.problem.ops[producer].reads
-                found |= {self.problem.base[r] for r in inner if self.problem.base[r] != self.problem.base[read]}
+                found |= {
+                    self.problem.base[r] for r in inner if self.problem.base[r] != self.problem.base[read]
+                }
                 found |= self.beside(inner)
         return found & self.of_forward
 
@@ -135,9 +137,9 @@ class _Game:
         first = self.backward[done - 1] if done else -1
         last = self.backward[done] if done < len(self.backward) else len(self.problem.ops)
         views = [op for op in self.problem.ops[first + 1 : last] if op.phase is Phase.BACKWARD]
-        return {f for op in views for f in self.beside(op.reads) | {self.problem.base[r] for r in op.reads}} & (
-            self.of_forward
-        )
+        return {
+            f for op in views for f in self.beside(op.reads) | {self.problem.base[r] for r in op.reads}
+        } & (self.of_forward)
 
     def moves(self, state: _State) -> Iterator[tuple[float, _State]]:
         ops = self.problem.ops
