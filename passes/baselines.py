@@ -16,19 +16,26 @@ the byte curve while it decides; the curve only judges what they did.
 
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
+from functools import partial
 from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
+from graphremat.passes.checkpoints import (
+    checkpoint_segments,
+    must_save,
+    read_by_backward,
+    revolve_plan,
+    stage_of,
+)
 from graphremat.passes.cut import INFINITE, CutGraph, NoCut, recompute_seconds
 from graphremat.passes.plan import Plan
 from graphremat.passes.planner import Candidate, judge
 from graphremat.passes.problem import Holder, Kind, Phase, Problem
-from graphremat.passes.schedule import ScheduleError, backward_ops, forward_order, lazy_order, schedule
+from graphremat.passes.schedule import ScheduleError, backward_ops, schedule
 from graphremat.passes.stages import Stages, find_stages
 
 log = logging.getLogger("graphremat.baselines")
@@ -39,49 +46,8 @@ BUDGET_STEPS = 20
 KNAPSACK_LEVELS = 10_000
 """Levels to which the knapsack rounds bytes, as torch's does; ours rounds up, so that a budget is never exceeded."""
 
-
-# What a problem forces on every rule
-
-
-def must_save(problem: Problem) -> tuple[int, ...]:
-    """Values that no rule may leave to recomputation: results of ops that must not run again.
-
-    Where such a result cannot be saved, the results of its readers stand in for it.
-    """
-    lost: set[int] = set()
-    found: list[int] = []
-    for op in problem.ops:
-        if op.phase is Phase.BACKWARD or not (op.keep or lost.intersection(op.reads)):
-            continue
-        if op.unsavable or (op.kind is Kind.VIEW and lost.intersection(op.reads)):
-            lost.update(op.writes)
-        elif op.kind is not Kind.VIEW:
-            found.extend(op.writes)
-    return tuple(found)
-
-
-def read_by_backward(problem: Problem) -> tuple[int, ...]:
-    """Values (not views) of the forward that the backward reads when nothing of the forward runs again.
-
-    Ops that only the backward needs run in the backward, as they do in eager. In place of a value that cannot be saved
-    stand those from which it is recomputed.
-    """
-    found: set[int] = set()
-    seen: set[int] = set()
-    pending = [r for index in backward_ops(problem) for r in problem.ops[index].reads]
-    pending += problem.backward_outputs
-    while pending:
-        value = problem.base[pending.pop()]
-        producer = problem.values[value].producer
-        if value in seen or producer < 0 or problem.ops[producer].phase is Phase.BACKWARD:
-            continue
-        seen.add(value)
-        op = problem.ops[producer]
-        if op.unsavable or (op.phase is Phase.EITHER and not op.keep):
-            pending.extend(op.reads)
-        else:
-            found.add(value)
-    return tuple(sorted(found))
+RANDOM = "random"
+"""Part of the names of the ops that draw random numbers once Inductor's passes have run (``inductor_random``)."""
 
 
 def _bytes(problem: Problem, values: Iterable[int]) -> int:
@@ -102,62 +68,13 @@ def _judged(problem: Problem, makers: Iterable[Callable[[], Plan]]) -> list[Cand
     return found
 
 
-# Save everything
-
-
 def save_everything(problem: Problem) -> list[Candidate]:
     """What eager training does: every value that the backward reads is saved."""
     saved = (*read_by_backward(problem), *must_save(problem))
     return _judged(problem, [lambda: schedule(problem, saved, "save everything")])
 
 
-# Checkpoints at the boundaries of stages
-
-
-def checkpoint_segments(
-    problem: Problem, stages: Stages, segments: Sequence[tuple[int, int]], saved: Iterable[int], origin: str
-) -> Plan:
-    """The plan of ``torch.utils.checkpoint``: what a segment lacks is recomputed in one go.
-
-    :func:`graphremat.passes.schedule.schedule` recomputes a value when it is needed. A checkpoint runs its whole
-    segment before the first backward op that needs any of it. What only the backward needs stays where it is needed.
-
-    Args:
-        problem: the problem.
-        stages: its stages.
-        segments: half-open ranges of stages that cover all of them, in the order of the forward.
-        saved: values to save.
-        origin: the plan's name.
-
-    Raises:
-        ScheduleError: something that is needed can neither be had from ``saved`` nor be recomputed.
-    """
-    kept = {problem.base[v] for v in saved}
-    available = [value.producer < 0 or index in kept for index, value in enumerate(problem.values)]
-    backward: list[int] = []
-    for first, stop in reversed(segments):
-        window = stages.backward[stages.windows[stop - 1][0] : stages.windows[first][1]]
-        outputs = problem.backward_outputs if first == 0 else ()
-        backward += _at_once(problem, lazy_order(problem, available, window, outputs))
-    return _finish(problem, kept, backward, origin)
-
-
-def _at_once(problem: Problem, order: list[int]) -> list[int]:
-    """``order`` with all its ops of the forward in front of the first of them that is not a view."""
-    ops = problem.ops
-    start = next(
-        (p for p, i in enumerate(order) if ops[i].phase is Phase.FORWARD and ops[i].kind is not Kind.VIEW),
-        len(order),
-    )
-    again = sorted(i for i in order[start:] if ops[i].phase is Phase.FORWARD)
-    return [*order[:start], *again, *(i for i in order[start:] if ops[i].phase is not Phase.FORWARD)]
-
-
-def _finish(problem: Problem, kept: Collection[int], backward: Sequence[int], origin: str) -> Plan:
-    """The plan of this backward; saved values that it does not read are dropped."""
-    read = {r for i in backward for r in problem.ops[i].reads} | set(problem.backward_outputs)
-    used = tuple(sorted(v for v in kept if v in read and problem.values[v].producer >= 0))
-    return Plan(used, forward_order(problem, used), tuple(backward), origin)
+# Checkpoints
 
 
 def _every(problem: Problem, stages: Stages, distance: int) -> Iterator[Callable[[], Plan]]:
@@ -165,15 +82,11 @@ def _every(problem: Problem, stages: Stages, distance: int) -> Iterator[Callable
     count = len(stages)
     segments = [(a, min(a + distance, count)) for a in range(0, count, distance)]
     boundaries = [v for first, _ in segments for v in stages.crossing[first]]
-    last = [v for v in read_by_backward(problem) if _stage(problem, stages, v) >= segments[-1][0]]
+    last = [v for v in read_by_backward(problem) if stage_of(problem, stages, v) >= segments[-1][0]]
     for more, name in (([], ""), (last, ", last segment saved")):
         saved = (*must_save(problem), *boundaries, *more)
         origin = f"checkpoint every {distance} stages{name}"
         yield partial(checkpoint_segments, problem, stages, segments, saved, origin)
-
-
-def _stage(problem: Problem, stages: Stages, value: int) -> int:
-    return stages.stage_of[problem.values[value].producer]
 
 
 def every_n_stages(problem: Problem) -> list[Candidate]:
@@ -205,7 +118,7 @@ def layers_by_bytes_per_second(problem: Problem) -> list[Candidate]:
     seconds = [0.0] * len(stages)
     for value in everything:
         if value not in boundary:
-            inner[max(0, _stage(problem, stages, value))].append(value)
+            inner[max(0, stage_of(problem, stages, value))].append(value)
     for index in stages.forward:
         seconds[stages.stage_of[index]] += again[index]
     freed = [_bytes(problem, values) for values in inner]
@@ -221,129 +134,6 @@ def layers_by_bytes_per_second(problem: Problem) -> list[Candidate]:
         return checkpoint_segments(problem, stages, singles, kept, f"checkpoint of {count} layers")
 
     return _judged(problem, (partial(wrap, count) for count in range(len(stages) + 1)))
-
-
-# Revolve
-
-
-@cache
-def revolve_forward_steps(length: int, slots: int) -> int:
-    """The fewest forward steps that reverse a chain of ``length`` steps with ``slots`` stored states.
-
-    ``t(l, s) = r l - C(s + r, s + 1)`` with the one ``r`` for which ``C(s + r - 1, s) < l <= C(s + r, s)`` (Griewank
-    and Walther 2000, Algorithm 799). The initial state takes one of the slots. Counted are all forward steps from one
-    state to the next, those of the first pass too; not counted is the step that each reversal runs with its tape.
-
-    Raises:
-        ValueError: ``length`` or ``slots`` is below 1.
-
-    >>> [revolve_forward_steps(10, slots) for slots in (1, 2, 3, 10)]
-    [45, 20, 15, 9]
-    """
-    if length < 1 or slots < 1:
-        raise ValueError(f"a chain of {length} steps and {slots} slots: both must be at least 1")
-    repeats = 0
-    while math.comb(slots + repeats, slots) < length:
-        repeats += 1
-    return repeats * length - math.comb(slots + repeats, slots + 1)
-
-
-def revolve_held(length: int, slots: int) -> tuple[tuple[int, ...], ...]:
-    """For each step, the stored states while it is reversed, of an optimal schedule; state ``k`` is the one before it.
-
-    The steps are reversed from the last to the first. To reverse step ``k``, its state is computed from the nearest one
-    that was stored while ``k + 1`` was reversed; on the way the states that are new in ``held[k]`` are stored.
-
-    >>> revolve_held(4, 2)
-    ((0,), (0, 1), (0, 2), (0, 2))
-    """
-    held: list[tuple[int, ...]] = [()] * length
-
-    def reverse(first: int, stop: int, stack: tuple[int, ...]) -> None:
-        free = slots - len(stack) + 1
-        """Slots for this range, the one of its first state counted."""
-        size = stop - first
-        if size == 1 or free == 1:
-            for step in range(first, stop):
-                held[step] = stack
-            return
-
-        def steps(k: int) -> tuple[int, int]:
-            return k + revolve_forward_steps(size - k, free - 1) + revolve_forward_steps(k, free), -k
-
-        split = min(range(1, size), key=steps)
-        reverse(first + split, stop, (*stack, first + split))
-        reverse(first, first + split, stack)
-
-    reverse(0, length, (0,))
-    return tuple(held)
-
-
-def revolve_plan(problem: Problem, slots: int, stages: Stages | None = None) -> Plan:
-    """Binomial checkpointing over the stages, as if they were a uniform chain.
-
-    A state is all that crosses into a stage. The inputs of the step are the first state and take a slot without costing
-    bytes; the last stage's own values are kept from the forward, and the state of a stage outlives its reversal until
-    the window of the stage before it has read it. So the backward advances ``revolve_forward_steps(l, s) - (l - 1)``
-    times over a stage, of ``l`` stages, and runs the inside of all but the last once more.
-
-    Raises:
-        ScheduleError: something that is needed can neither be had from the states nor be recomputed.
-    """
-    stages = stages or find_stages(problem)
-    held = revolve_held(len(stages), slots)
-    final = len(stages) - 1
-    always = {problem.base[v] for v in must_save(problem)}
-    states = [frozenset(problem.base[v] for v in crossing) for crossing in stages.crossing]
-    last = {v for v in read_by_backward(problem) if _stage(problem, stages, v) >= final}
-    saved = always.union(last, states[final], *(states[h] for h in held[final]))
-    droppable = [v for v in range(len(problem.values)) if _recomputable(problem, stages, v, always)]
-    uses = _last_uses(problem, stages, frozenset().union(*states))
-    available = [value.producer < 0 or index in saved for index, value in enumerate(problem.values)]
-    backward: list[int] = []
-    for stage in range(final, -1, -1):
-        start, stop = stages.windows[stage]
-        stored = states[stage].union(*(states[h] for h in held[stage]))
-        wanted = sorted(v for v in stored if uses[v][0] < stage or uses[v][1] >= stop)
-        backward += _at_once(problem, lazy_order(problem, available, stages.backward[start:stop], wanted))
-        for value in droppable:
-            available[value] = available[value] and value in stored
-    backward += lazy_order(problem, available, (), problem.backward_outputs)
-    return _finish(problem, saved, backward, f"revolve, {slots} slots")
-
-
-def _recomputable(problem: Problem, stages: Stages, value: int, always: Collection[int]) -> bool:
-    """Whether a value is dropped when its state is: it belongs to a stage and may be made again."""
-    producer = problem.values[value].producer
-    if producer < 0 or problem.ops[producer].phase is Phase.BACKWARD:
-        return False
-    return stages.stage_of[producer] >= 0 and problem.base[value] not in always
-
-
-def _last_uses(problem: Problem, stages: Stages, values: Iterable[int]) -> dict[int, tuple[int, int]]:
-    """For each value the first stage that reads it when it runs again, and the last place in the backward that does.
-
-    For want of a reader it is the number of stages, and -1.
-    """
-    place = {index: position for position, index in enumerate(stages.backward)}
-    uses = {}
-    for value in values:
-        readers = list(_readers_through_views(problem, value))
-        again = [stages.stage_of[i] for i in readers if i not in place]
-        uses[value] = (
-            min(again, default=len(stages)),
-            max((place[i] for i in readers if i in place), default=-1),
-        )
-    return uses
-
-
-def _readers_through_views(problem: Problem, value: int) -> Iterator[int]:
-    for index in problem.readers[value]:
-        if problem.ops[index].kind is Kind.VIEW:
-            for write in problem.ops[index].writes:
-                yield from _readers_through_views(problem, write)
-        else:
-            yield index
 
 
 def revolve(problem: Problem) -> list[Candidate]:
@@ -428,36 +218,45 @@ class KnapsackPoint:
 def torch_knapsack_points(problem: Problem) -> list[KnapsackPoint]:
     """What torch's ``activation_memory_budget`` chooses, for fractions from 0 to 1 in :data:`BUDGET_STEPS` steps.
 
-    The idea of torch's ``choose_saved_values_set``: fraction 1 is the min cut in bytes with all heavy ops banned from
-    recomputation; the budget is a fraction of what that cut saves; a knapsack of seconds under the budget says which
-    heavy ops stay banned; and a min cut in bytes with those bans is what is saved.
+    The idea of torch's ``choose_saved_values_set``. Fraction 1 is the cut of the fewest seconds, and a budget is a
+    fraction of what it saves; fraction 0 saves nothing. Between them the min cut in bytes is taken where it fits the
+    budget: first with heavy and random ops banned from recomputation, then with heavy ones alone. Where neither fits, a
+    knapsack of seconds under the budget says which heavy ops stay banned, and a min cut in bytes with those bans is
+    what is saved.
 
     Where this is simpler than torch: heavy are all kernels and reductions (torch has lists of ops, and a ratio of sizes
-    for reductions); torch's bans for fusible ops (used far apart, long chains, materialized in the backward), its
-    weights by distance and its two cuts of intermediate aggressiveness are left out; and where torch draws random ops
-    again from a stored state, ops that must not run again stay saved on top of the budget.
+    for reductions); fraction 1 is exact by our seconds (torch bans fusible ops by rules of thumb: used far apart, long
+    chains, materialized in the backward); the knapsack gains our seconds (torch's gain FLOP, unless told otherwise);
+    torch's weights by distance are left out; and where torch draws random numbers again from a stored state, ops that
+    must not run again stay saved on top of the budget.
 
     Raises:
         NoCut: the backward needs something that can neither be saved nor recomputed.
     """
-    needed = _ancestors_of_backward(problem)
-    heavy = [
+    needed = sorted(_ancestors_of_backward(problem))
+    may_be_banned = [
         i
-        for i in sorted(needed)
+        for i in needed
         if problem.ops[i].phase is Phase.FORWARD
-        and problem.ops[i].kind in (Kind.KERNEL, Kind.REDUCTION)
+        and problem.ops[i].kind is not Kind.VIEW
         and not (problem.ops[i].keep or problem.ops[i].unsavable)
     ]
+    heavy = [i for i in may_be_banned if problem.ops[i].kind in (Kind.KERNEL, Kind.REDUCTION)]
+    random = [i for i in may_be_banned if RANDOM in problem.ops[i].target]
+    fastest = CutGraph(problem).hull(2)[0].saved
+    wholes = [_cut_with_bans(problem, banned) for banned in ({*heavy, *random}, heavy)]
     # Largest first, as torch orders them: of equal choices the knapsack keeps the first ones.
-    heavy.sort(key=lambda i: (-_bytes(problem, problem.ops[i].writes), i))
-    full = _cut_with_bans(problem, heavy)
-    full_bytes = _bytes(problem, full)
-    fractions = [step / BUDGET_STEPS for step in range(BUDGET_STEPS + 1)]
-    budgets = [full_bytes * step // BUDGET_STEPS for step in range(BUDGET_STEPS + 1)]
-    sizes = [_bytes(problem, problem.ops[i].writes) for i in heavy]
-    chosen = knapsack(sizes, [problem.ops[i].seconds for i in heavy], budgets[:-1])
-    saved = [_cut_with_bans(problem, [heavy[item] for item in items]) for items in chosen]
-    return [KnapsackPoint(*point) for point in zip(fractions, budgets, [*saved, full], strict=True)]
+    items = sorted(heavy, key=lambda i: (-_bytes(problem, problem.ops[i].writes), i))
+    sizes = [_bytes(problem, problem.ops[i].writes) for i in items]
+    most = _bytes(problem, fastest)
+    budgets = [most * step // BUDGET_STEPS for step in range(BUDGET_STEPS + 1)]
+    chosen = knapsack(sizes, [problem.ops[i].seconds for i in items], budgets)
+    points = [KnapsackPoint(0.0, 0, must_save(problem))]
+    for step in range(1, BUDGET_STEPS):
+        fitting = [saved for saved in wholes if _bytes(problem, saved) < budgets[step]]
+        saved = fitting[0] if fitting else _cut_with_bans(problem, [items[item] for item in chosen[step]])
+        points.append(KnapsackPoint(step / BUDGET_STEPS, budgets[step], saved))
+    return [*points, KnapsackPoint(1.0, most, fastest)]
 
 
 def _cut_with_bans(problem: Problem, banned: Iterable[int]) -> tuple[int, ...]:
