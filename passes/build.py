@@ -13,6 +13,7 @@ from graphremat.passes.classify import JointGraph
 from graphremat.passes.costs import op_cost
 from graphremat.passes.devices import Device
 from graphremat.passes.flops import SizeHint
+from graphremat.passes.garbage import garbage_left
 from graphremat.passes.kinds import op_name, problem_kind
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
 
@@ -41,7 +42,7 @@ class Index:
     """For each op, whether it is a view or writes nothing."""
 
 
-@private.garbage_left()
+@garbage_left()
 def build_problem(
     joint: JointGraph, device: Device, *, fuses: bool, size_hint: SizeHint
 ) -> tuple[Problem, Index]:

@@ -11,6 +11,7 @@ import torch
 import torch.fx as fx
 
 from graphremat.passes import torch_private as private
+from graphremat.passes.garbage import garbage_left
 from graphremat.passes.kinds import NodeKind, classify_kind, replays_from_seed
 from graphremat.passes.problem import Phase
 
@@ -31,7 +32,7 @@ class JointGraph:
     """False for a graph whose backward needs nothing: there is nothing to plan."""
 
 
-@private.garbage_left()
+@garbage_left()
 def read_joint_graph(
     module: fx.GraphModule,
     *,

@@ -24,6 +24,9 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from functools import cached_property
 
+import numpy as np
+import numpy.typing as npt
+
 FORMAT = 1
 """Version of the JSON form; raised whenever an old dump would be misread."""
 
@@ -103,6 +106,30 @@ class Op:
     """Why its result cannot be saved; empty if it can."""
 
 
+@dataclass(frozen=True, eq=False)
+class Table:
+    """The columns of a problem that loops over all ops read again and again, as plain lists and arrays."""
+
+    reads: list[tuple[int, ...]]
+    makes: list[tuple[tuple[int, int], ...]]
+    """For each op, its ``(value, storage)``; -1 for a storage that the graph does not own."""
+    views: list[tuple[tuple[int, int], ...] | None]
+    """For each view, its ``(value, the value read that lies in the same storage)``, -1 if there is none; None for an
+    op that is no view."""
+    plain_views: list[tuple[int, int] | None]
+    """The same, where a view reads one value and writes one in the same storage, as nearly all do; else None."""
+    is_kernel: list[bool]
+    """Neither a view nor joined with other ops: all that it reads and writes lies in buffers."""
+    is_pointwise: list[bool]
+    """Its result may be left without a buffer."""
+    reads_many: list[bool]
+    seconds: npt.NDArray[np.float64]
+    fused_seconds: npt.NDArray[np.float64]
+    flops: npt.NDArray[np.int64]
+    storage_bytes: npt.NDArray[np.int64]
+    engine_bytes: int
+
+
 @dataclass(frozen=True)
 class Problem:
     """Forward and backward ops in a fixed order. ``fuses`` tells whether the lowering joins ops into kernels."""
@@ -149,6 +176,49 @@ class Problem:
                     sources = [r for r in op.reads if self.values[r].storage == self.values[write].storage]
                     result[write] = result[sources[0]] if sources else write
         return tuple(result)
+
+    @cached_property
+    def views(self) -> tuple[tuple[int, ...], ...]:
+        """For each value, the views that lie in its storage; none for a view."""
+        found: list[list[int]] = [[] for _ in self.values]
+        for value, base in enumerate(self.base):
+            if base != value:
+                found[base].append(value)
+        return tuple(tuple(f) for f in found)
+
+    @cached_property
+    def table(self) -> Table:
+        """The columns of this problem."""
+        values, storages = self.values, self.storages
+
+        def seen(op: Op) -> tuple[tuple[int, int], ...]:
+            return tuple(
+                (w, next((r for r in op.reads if values[r].storage == values[w].storage), -1))
+                for w in op.writes
+            )
+
+        def made(op: Op) -> tuple[tuple[int, int], ...]:
+            return tuple((w, s if owned[s] else -1) for w in op.writes for s in (values[w].storage,))
+
+        def plain(op: Op) -> tuple[int, int] | None:
+            alone = op.kind is Kind.VIEW and len(op.reads) == len(op.writes) == 1
+            return seen(op)[0] if alone and seen(op)[0][1] >= 0 else None
+
+        owned = [s.holder is Holder.GRAPH for s in storages]
+        return Table(
+            reads=[op.reads for op in self.ops],
+            makes=[() if op.kind is Kind.VIEW else made(op) for op in self.ops],
+            views=[seen(op) if op.kind is Kind.VIEW else None for op in self.ops],
+            plain_views=[plain(op) for op in self.ops],
+            is_kernel=[op.kind is Kind.KERNEL or not self.fuses for op in self.ops],
+            is_pointwise=[op.kind is Kind.FUSIBLE and self.fuses for op in self.ops],
+            reads_many=[op.reads_many for op in self.ops],
+            seconds=np.array([op.seconds for op in self.ops], dtype=np.float64),
+            fused_seconds=np.array([op.fused_seconds for op in self.ops], dtype=np.float64),
+            flops=np.array([op.flops for op in self.ops], dtype=np.int64),
+            storage_bytes=np.array([s.size_bytes for s in storages], dtype=np.int64),
+            engine_bytes=sum(s.size_bytes for s in storages if s.holder is Holder.ENGINE),
+        )
 
     def held_by_caller(self, value: int) -> bool:
         """Whether the value's storage is alive the whole step without being saved."""

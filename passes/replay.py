@@ -21,17 +21,25 @@ the buffers it stands for, which live on until then.
     ([110, 111, 112, 117], 1.0)
 """
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from graphremat.passes.garbage import garbage_left
 from graphremat.passes.plan import Plan
-from graphremat.passes.problem import Holder, Kind, Phase, Problem
+from graphremat.passes.problem import Phase, Problem
 
 MANY_READS = 4
 """A fused value with several readers gets a buffer once it stands for more buffers than this. It is the default of
 Inductor's ``realize_reads_threshold``."""
+
+UNOWNED = -1
+"""In place of a buffer: the value is alive, in memory that the graph does not own."""
 
 
 class ReplayError(ValueError):
@@ -44,6 +52,7 @@ class Replay:
 
     ``curve[i]`` is what is alive while the ``i``-th op of ``plan.forward + plan.backward`` runs, in bytes, everything
     counted. ``seconds`` is the whole step as modelled, ``recompute_seconds`` the part that runs a second time.
+    ``storages``, ``firsts`` and ``lasts`` have an entry for every buffer.
     """
 
     curve: npt.NDArray[np.int64]
@@ -54,8 +63,15 @@ class Replay:
     seconds: float
     recompute_seconds: float
     recompute_flops: int
-    lifetimes: tuple[tuple[int, int, int], ...]
-    """``(storage, first position, last position)`` of every buffer; a saved one reaches into the backward."""
+    storages: npt.NDArray[np.int64]
+    firsts: npt.NDArray[np.int64]
+    lasts: npt.NDArray[np.int64]
+
+    @cached_property
+    def lifetimes(self) -> tuple[tuple[int, int, int], ...]:
+        """``(storage, first position, last position)`` of every buffer; a saved one reaches into the backward."""
+        columns = (self.storages.tolist(), self.firsts.tolist(), self.lasts.tolist())
+        return tuple(zip(*columns, strict=True))
 
     @property
     def peak_phase(self) -> Phase:
@@ -72,129 +88,173 @@ class Replay:
         return sorted(alive, key=lambda item: (-item[1], item[0]))
 
 
+Place: TypeAlias = tuple[int, int]
+"""Where a value lies now: its buffer, or ``UNOWNED``, and its level, which is how many kernels lie before it on the
+longest way to it."""
+
+
+ReadRow: TypeAlias = tuple[int, list[int], int]
+"""For an op that is no view and reads buffers: its position, those buffers, and the first buffer that it makes, or
+``UNOWNED``."""
+
+PointwiseRow: TypeAlias = tuple[int, int, int, list[int], int]
+"""For a buffer that may turn out not to exist, since a pointwise op of a lowering that fuses makes it: position, op,
+buffer, buffers read, level."""
+
+
 class _Tape:
     """Occurrences of ops in the order they run, and the buffers (instances of storages) that they make and read."""
 
     def __init__(self, problem: Problem, plan: Plan) -> None:
         self.problem = problem
-        self.sequence = plan.forward + plan.backward
         self.forward_length = len(plan.forward)
+        self.length = self.forward_length + len(plan.backward)
         self.storage: list[int] = []
         self.first: list[int] = []
-        self.readers: list[list[int]] = []
         self.pinned: list[bool] = []
         """Read by a kernel, saved or given out: it needs a buffer of its own."""
-        self.made: list[tuple[int, ...]] = []
-        self.read: list[tuple[int, ...]] = []
-        self.to_end: list[bool] = []
-        self.level: list[int] = []
-        self._walk(plan)
-
-    def _new(self, storage: int, position: int) -> int:
-        self.storage.append(storage)
-        self.first.append(position)
-        self.readers.append([])
-        self.pinned.append(False)
-        self.to_end.append(False)
-        return len(self.storage) - 1
-
-    def _walk(self, plan: Plan) -> None:
-        problem = self.problem
-        ops, values = problem.ops, problem.values
-        graph_held = [s.holder is Holder.GRAPH for s in problem.storages]
-        saved = set(plan.saved)
-        current = [-1] * len(values)
-        """The buffer in which a value lies; -1 for what the graph does not own."""
-        alive = [value.producer < 0 for value in values]
-        level = [0] * len(values)
-        for position, index in enumerate(self.sequence):
-            if position == self.forward_length:
-                alive = self._enter_backward(current, alive, saved)
-            op = ops[index]
-            buffers: dict[int, None] = {}
-            depth = 0
-            for read in op.reads:
-                if not alive[read]:
-                    side = "forward" if position < self.forward_length else "backward"
-                    raise ReplayError(
-                        f"{op.name} in the {side} reads {values[read].name}, which is not alive there"
-                    )
-                if current[read] >= 0:
-                    buffers[current[read]] = None
-                depth = max(depth, level[read])
-            made: tuple[int, ...] = ()
-            if op.kind is Kind.VIEW:
-                for write in op.writes:
-                    sources = [r for r in op.reads if values[r].storage == values[write].storage]
-                    current[write] = current[sources[0]] if sources else -1
-                    level[write] = depth
-                    alive[write] = True
-            else:
-                kernel = op.kind is Kind.KERNEL or not problem.fuses
-                for buffer in buffers:
-                    self.readers[buffer].append(position)
-                    if kernel:
-                        self.pinned[buffer] = True
-                for write in op.writes:
-                    storage = values[write].storage
-                    current[write] = self._new(storage, position) if graph_held[storage] else -1
-                    level[write] = depth + 1 if kernel else depth
-                    alive[write] = True
-                made = tuple(current[w] for w in op.writes if current[w] >= 0)
-                if op.kind is not Kind.FUSIBLE or not problem.fuses:
-                    for buffer in made:
-                        self.pinned[buffer] = True
-            self.made.append(made)
-            self.read.append(tuple(buffers))
-            self.level.append(depth)
-        if self.forward_length == len(self.sequence):
-            alive = self._enter_backward(current, alive, saved)
+        self.reader_levels: list[list[int]] = []
+        """The level of each reader; for the results of pointwise ops alone."""
+        self.reads: list[ReadRow] = []
+        self.pointwise: list[PointwiseRow] = []
+        self.to_end: list[int] = []
+        """Buffers that the caller gets."""
+        self._places: list[Place | None] = [(UNOWNED, 0) if v.producer < 0 else None for v in problem.values]
+        """None for what is not alive."""
+        fresh = self._places.copy()
+        self._run(plan.forward, 0, "forward")
+        for value in problem.forward_outputs:
+            self._keep_to_end(value, "the output {} is not alive at the end of the forward")
+        for value in plan.saved:
+            fresh[value] = place = self._alive(
+                value, "{} is saved, but is not alive at the end of the forward"
+            )
+            if place[0] >= 0:
+                self.pinned[place[0]] = True
+        self._places = fresh
+        self._run(plan.backward, self.forward_length, "backward")
         for value in problem.backward_outputs:
-            if not alive[value]:
-                raise ReplayError(f"the gradient {values[value].name} is not alive at the end")
-            self._keep_to_end(current[value])
+            self._keep_to_end(value, "the gradient {} is not alive at the end")
 
-    def _enter_backward(self, current: list[int], alive: list[bool], saved: set[int]) -> list[bool]:
-        values = self.problem.values
-        for value in self.problem.forward_outputs:
-            if not alive[value]:
-                raise ReplayError(f"the output {values[value].name} is not alive at the end of the forward")
-            self._keep_to_end(current[value])
-        for value in saved:
-            if not alive[value]:
-                raise ReplayError(
-                    f"{values[value].name} is saved, but is not alive at the end of the forward"
-                )
-            if current[value] >= 0:
-                self.pinned[current[value]] = True
-        return [value.producer < 0 or index in saved for index, value in enumerate(values)]
+    def _alive(self, value: int, complaint: str) -> Place:
+        place = self._places[value]
+        if place is None:
+            raise ReplayError(complaint.format(self.problem.values[value].name))
+        return place
 
-    def _keep_to_end(self, buffer: int) -> None:
+    def _keep_to_end(self, value: int, complaint: str) -> None:
+        buffer, _ = self._alive(value, complaint)
         if buffer >= 0:
             self.pinned[buffer] = True
-            self.to_end[buffer] = True
+            self.to_end.append(buffer)
 
-
-def _resolve(tape: _Tape) -> tuple[list[bool], list[tuple[int, ...]]]:
-    """Which buffers exist, and for each one that does not, the buffers it is computed from by its readers."""
-    ops, sequence = tape.problem.ops, tape.sequence
-    virtual = [False] * len(tape.storage)
-    sources: list[tuple[int, ...]] = [(b,) for b in range(len(tape.storage))]
-    for position, made in enumerate(tape.made):
-        if not made or tape.pinned[made[0]]:
-            continue
-        op = ops[sequence[position]]
-        stands_for = tuple(dict.fromkeys(s for b in tape.read[position] for s in sources[b]))
-        readers = tape.readers[made[0]]
-        if len(readers) > 1 and (op.reads_many or len(stands_for) > MANY_READS):
-            level = tape.level[position]
-            if any(tape.level[r] != level for r in readers):
+    def _run(self, part: tuple[int, ...], start: int, side: str) -> None:
+        """Walk one side of the plan. Planning spends much of its time in this loop, hence the many local names."""
+        table = self.problem.table
+        plain_views, views_of, reads_of, makes_of = table.plain_views, table.views, table.reads, table.makes
+        is_kernel, is_pointwise = table.is_kernel, table.is_pointwise
+        places, storage, first, pinned = self._places, self.storage, self.first, self.pinned
+        reader_levels, reads, pointwise = self.reader_levels, self.reads, self.pointwise
+        unasked: list[int] = []
+        for position, index in enumerate(part, start):
+            plain = plain_views[index]
+            if plain is not None:
+                place = places[plain[1]]
+                if place is None:
+                    raise self._dead(index, plain[1], side)
+                places[plain[0]] = place
                 continue
-        virtual[made[0]] = True
-        sources[made[0]] = stands_for
-    return virtual, sources
+            buffers: list[int] = []
+            level = 0
+            for read in reads_of[index]:
+                place = places[read]
+                if place is None:
+                    raise self._dead(index, read, side)
+                buffer, depth = place
+                if depth > level:
+                    level = depth
+                if buffer >= 0 and buffer not in buffers:
+                    buffers.append(buffer)
+            views = views_of[index]
+            if views is not None:
+                for write, source in views:
+                    seen = places[source] if source >= 0 else None
+                    places[write] = (seen[0] if seen is not None else UNOWNED, level)
+                continue
+            kernel, fusible = is_kernel[index], is_pointwise[index]
+            for buffer in buffers:
+                reader_levels[buffer].append(level)
+                if kernel:
+                    pinned[buffer] = True
+            made = UNOWNED
+            for write, block in makes_of[index]:
+                if block < 0:
+                    places[write] = (UNOWNED, level + 1 if kernel else level)
+                    continue
+                buffer = len(storage)
+                places[write] = (buffer, level + 1 if kernel else level)
+                if made < 0:
+                    made = buffer
+                storage.append(block)
+                first.append(position)
+                pinned.append(not fusible)
+                reader_levels.append([] if fusible else unasked)
+            if buffers:
+                reads.append((position, buffers, made))
+            if fusible and made >= 0:
+                pointwise.append((position, index, made, buffers, level))
+
+    def _dead(self, op: int, value: int, side: str) -> ReplayError:
+        name, read = self.problem.ops[op].name, self.problem.values[value].name
+        return ReplayError(f"{name} in the {side} reads {read}, which is not alive there")
 
 
+Fused: TypeAlias = dict[int, Sequence[int]]
+"""For each buffer that does not exist, the buffers from which its readers compute it."""
+
+
+def _fuse(tape: _Tape) -> Fused:
+    """Find out which buffers do not exist."""
+    pinned, reader_levels, reads_many = tape.pinned, tape.reader_levels, tape.problem.table.reads_many
+    fused: Fused = {}
+    stands_for: Sequence[int]
+    for _, op, buffer, read, level in tape.pointwise:
+        if pinned[buffer]:
+            continue
+        stands_for = read
+        for source in read:
+            if source in fused:
+                stands_for = _union([fused.get(b, (b,)) for b in read]) if len(read) > 1 else fused[source]
+                break
+        levels = reader_levels[buffer]
+        if len(levels) > 1 and (len(stands_for) > MANY_READS or reads_many[op]) and max(levels) > level:
+            continue
+        fused[buffer] = stands_for
+    return fused
+
+
+def _union(parts: Sequence[Sequence[int]]) -> Sequence[int]:
+    return list(dict.fromkeys(itertools.chain.from_iterable(parts)))
+
+
+def _last_uses(tape: _Tape, fused: Fused) -> list[int]:
+    """For each buffer, the position at which it is read for the last time, through whatever is fused."""
+    last = tape.first.copy()
+    for position, buffers, made in tape.reads:
+        if made in fused:
+            continue
+        for buffer in buffers:
+            if buffer in fused:
+                for source in fused[buffer]:
+                    last[source] = position
+            else:
+                last[buffer] = position
+    for buffer in tape.to_end:
+        last[buffer] = tape.length - 1
+    return last
+
+
+@garbage_left()
 def replay(problem: Problem, plan: Plan) -> Replay:
     """Walk ``plan`` with exact lifetimes.
 
@@ -202,81 +262,71 @@ def replay(problem: Problem, plan: Plan) -> Replay:
         ReplayError: an operand is not alive when it is read.
     """
     tape = _Tape(problem, plan)
-    virtual, sources = _resolve(tape)
-    length = len(tape.sequence)
-    last = list(tape.first)
-    for position, buffers in enumerate(tape.read):
-        made = tape.made[position]
-        if (made and virtual[made[0]]) or problem.ops[tape.sequence[position]].kind is Kind.VIEW:
-            continue
-        for buffer in buffers:
-            for source in sources[buffer]:
-                last[source] = position
-    for buffer, stays in enumerate(tape.to_end):
-        if stays:
-            last[buffer] = max(length - 1, last[buffer])
+    fused = _fuse(tape)
+    exists = np.ones(len(tape.storage), dtype=np.bool_)
+    exists[list(fused)] = False
+    given_out = ~exists
+    given_out[tape.to_end] = True
+    storage, first, last = (_column(c) for c in (tape.storage, tape.first, _last_uses(tape, fused)))
+    size = problem.table.storage_bytes[storage]
 
-    sizes = [problem.storages[s].size_bytes for s in tape.storage]
-    starts = np.zeros(length + 1, dtype=np.int64)
-    ends = np.zeros(length + 1, dtype=np.int64)
-    reused = np.zeros(length + 1, dtype=np.int64)
-    dying: list[list[int]] = [[] for _ in range(length)]
-    for buffer, size in enumerate(sizes):
-        if not virtual[buffer]:
-            starts[tape.first[buffer]] += size
-            ends[min(last[buffer] + 1, length)] += size
-            dying[last[buffer]].append(buffer)
-    for position, made in enumerate(tape.made):
-        if (
-            made
-            and not virtual[made[0]]
-            and problem.fuses
-            and problem.ops[tape.sequence[position]].kind is Kind.FUSIBLE
-        ):
-            reused[position] = _written_in_place(sizes[made[0]], position, dying[position], tape, sizes)
-    engine = sum(s.size_bytes for s in problem.storages if s.holder is Holder.ENGINE)
-    curve = problem.input_bytes + np.cumsum(starts - ends)[:length] - reused[:length]
-    curve[tape.forward_length :] += engine
-    peak_position = int(curve.argmax()) if length else 0
-    peak = int(curve[peak_position]) if length else problem.input_bytes
+    change = np.zeros(tape.length + 1, dtype=np.int64)
+    np.add.at(change, first[exists], size[exists])
+    np.add.at(change, last[exists] + 1, -size[exists])
+    curve = problem.input_bytes + np.cumsum(change)[: tape.length]
+    curve[tape.forward_length :] += problem.table.engine_bytes
 
-    seconds, again_seconds, again_flops = _cost(problem, plan, tape, virtual)
-    crossing = {
-        tape.storage[b]
-        for b in range(len(sizes))
-        if tape.first[b] < tape.forward_length <= last[b] and not virtual[b] and not tape.to_end[b]
-    }
+    # a pointwise kernel writes over an operand that dies with it, if the sizes are equal
+    written = _column([buffer for _, _, buffer, _, _ in tape.pointwise])
+    written = written[exists[written]]
+    wanted = np.full(tape.length, -1, dtype=np.int64)
+    wanted[first[written]] = size[written]
+    dying = np.flatnonzero(exists & (first < last))
+    dying = dying[size[dying] == wanted[last[dying]]]
+    curve[np.unique(last[dying])] -= wanted[np.unique(last[dying])]
+
+    peak_position = int(curve.argmax()) if tape.length else 0
+    crossing = (first < tape.forward_length) & (tape.forward_length <= last) & ~given_out
+    seconds, again_seconds, again_flops = _cost(problem, plan, first[~exists])
     return Replay(
         curve=curve,
         forward_length=tape.forward_length,
-        peak_bytes=peak,
+        peak_bytes=int(curve[peak_position]) if tape.length else problem.input_bytes,
         peak_position=peak_position,
-        saved_bytes=sum(problem.storages[s].size_bytes for s in crossing),
+        saved_bytes=int(problem.table.storage_bytes[np.unique(storage[crossing])].sum()),
         seconds=seconds,
         recompute_seconds=again_seconds,
         recompute_flops=again_flops,
-        lifetimes=tuple(
-            (tape.storage[b], tape.first[b], last[b]) for b in range(len(sizes)) if not virtual[b]
-        ),
+        storages=storage[exists],
+        firsts=first[exists],
+        lasts=last[exists],
     )
 
 
-def _written_in_place(size: int, position: int, dying: list[int], tape: _Tape, sizes: list[int]) -> int:
-    """Bytes that a pointwise kernel saves by writing over an operand that dies with it."""
-    return size if any(sizes[b] == size and tape.first[b] < position for b in dying) else 0
+def _column(numbers: list[int]) -> npt.NDArray[np.int64]:
+    return np.array(numbers, dtype=np.int64)
 
 
-def _cost(problem: Problem, plan: Plan, tape: _Tape, virtual: list[bool]) -> tuple[float, float, int]:
-    total = again = 0.0
-    flops = 0
-    ran: set[int] = set()
-    for position, index in enumerate(tape.sequence):
-        op = problem.ops[index]
-        made = tape.made[position]
-        seconds = op.fused_seconds if made and virtual[made[0]] else op.seconds
-        total += seconds
-        if position >= tape.forward_length and index in ran:
-            again += seconds
-            flops += op.flops
-        ran.add(index)
-    return total, again, flops
+def _cost(problem: Problem, plan: Plan, inside: npt.NDArray[np.int64]) -> tuple[float, float, int]:
+    """Seconds of the step, those of its recomputations, and the FLOPs of the latter.
+
+    ``inside`` are the positions of what runs inside the kernels that read it.
+    """
+    table = problem.table
+    sequence = _column([*plan.forward, *plan.backward])
+    positions = np.arange(len(sequence))
+    seconds = table.seconds[sequence]
+    seconds[inside] = table.fused_seconds[sequence[inside]]
+    first_run = np.full(len(problem.ops), len(sequence))
+    np.minimum.at(first_run, sequence, positions)
+    again = (positions >= len(plan.forward)) & (first_run[sequence] < positions)
+    return (
+        _in_order(seconds),
+        _in_order(seconds[again]),
+        int(table.flops[sequence[again]].sum()),
+    )
+
+
+def _in_order(seconds: npt.NDArray[np.float64]) -> float:
+    """The sum, one after the other: the same on every machine, which numpy's own does not promise."""
+    return float(np.cumsum(seconds)[-1]) if len(seconds) else 0.0

@@ -4,7 +4,6 @@ One section a topic, each with what we rely on, so that a new torch release is c
 """
 
 import copy
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -43,6 +42,8 @@ from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module
+
+from graphremat.passes.garbage import garbage_left
 
 # ---- AOTAutograd: the joint graph and its split ------------------------------------------------------------
 # classify_nodes gives required_fw (needed by a forward output), tangents_closure (behind a tangent) and required_bw
@@ -287,18 +288,6 @@ def _counters_kept() -> Iterator[None]:
         counters.clear()
         counters.update(kept_counters)
         vars(metrics).update(kept_metrics)
-
-
-@contextmanager
-def garbage_left() -> Iterator[None]:
-    """The collector waits: it would look through all that is made inside again and again, and free next to none."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextmanager
