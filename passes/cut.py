@@ -31,6 +31,8 @@ from typing import TypeAlias
 
 import igraph
 import networkx
+import numpy as np
+import numpy.typing as npt
 
 from graphremat.passes.problem import Holder, Kind, Op, Phase, Problem
 
@@ -53,39 +55,54 @@ class Cut:
     seconds: float
 
 
-Solver: TypeAlias = Callable[[int, list[tuple[int, int]], list[float]], list[bool]]
-"""Takes the vertex count (source 0, sink 1), edges and finite capacities; gives for each vertex whether it is on the
-source's side of a minimum cut."""
+Solve: TypeAlias = Callable[[npt.NDArray[np.float64]], npt.NDArray[np.bool_]]
+"""From the finite capacities of all edges to a minimum cut: for each vertex, whether it is on the source's side."""
+
+Solver: TypeAlias = Callable[[int, list[tuple[int, int]]], Solve]
+"""Takes the vertex count (source 0, sink 1) and the edges once, to be solved for many capacities."""
 
 
-def solve_igraph(vertices: int, edges: list[tuple[int, int]], capacities: list[float]) -> list[bool]:
+def solve_igraph(vertices: int, edges: list[tuple[int, int]]) -> Solve:
     """The default engine: igraph's push-relabel."""
     graph = igraph.Graph(n=vertices, edges=edges, directed=True)
-    cut = graph.mincut(0, 1, capacity=capacities)
-    side = [False] * vertices
-    for vertex in cut.partition[0]:
-        side[vertex] = True
-    return side
+
+    def solve(capacities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        _, _, sources, _ = igraph.GraphBase.mincut(graph, 0, 1, capacities.tolist())
+        side = np.zeros(vertices, dtype=np.bool_)
+        side[sources] = True
+        return side
+
+    return solve
 
 
-def solve_networkx(vertices: int, edges: list[tuple[int, int]], capacities: list[float]) -> list[bool]:
+def solve_networkx(vertices: int, edges: list[tuple[int, int]]) -> Solve:
     """The reference engine."""
-    graph = networkx.DiGraph()
-    graph.add_nodes_from(range(vertices))
-    for (tail, head), capacity in zip(edges, capacities, strict=True):
-        old = graph.get_edge_data(tail, head, {"capacity": 0.0})["capacity"]
-        graph.add_edge(tail, head, capacity=old + capacity)
-    _, (reachable, _) = networkx.minimum_cut(graph, 0, 1)
-    return [vertex in reachable for vertex in range(vertices)]
+
+    def solve(capacities: npt.NDArray[np.float64]) -> npt.NDArray[np.bool_]:
+        graph = networkx.DiGraph()
+        graph.add_nodes_from(range(vertices))
+        for (tail, head), capacity in zip(edges, capacities.tolist(), strict=True):
+            old = graph.get_edge_data(tail, head, {"capacity": 0.0})["capacity"]
+            graph.add_edge(tail, head, capacity=old + capacity)
+        _, (reachable, _) = networkx.minimum_cut(graph, 0, 1)
+        return np.array([vertex in reachable for vertex in range(vertices)])
+
+    return solve
 
 
 def recompute_seconds(problem: Problem) -> list[float]:
     """What it costs to run each op once more: only its arithmetic where it would live inside its readers."""
-    result = []
-    for op in problem.ops:
-        fused = op.kind is Kind.FUSIBLE and problem.fuses and not _feeds_kernel(problem, op)
-        result.append(0.0 if op.phase is Phase.EITHER else op.fused_seconds if fused else op.seconds)
-    return result
+    return [
+        0.0 if op.phase is Phase.EITHER else op.fused_seconds if inside else op.seconds
+        for op, inside in zip(problem.ops, _inside_readers(problem), strict=True)
+    ]
+
+
+def _inside_readers(problem: Problem) -> list[bool]:
+    """For each op, whether a copy of it would live inside the kernels that read it."""
+    return [
+        op.kind is Kind.FUSIBLE and problem.fuses and not _feeds_kernel(problem, op) for op in problem.ops
+    ]
 
 
 def _feeds_kernel(problem: Problem, op: Op) -> bool:
@@ -110,14 +127,31 @@ class CutGraph:
 
     def __init__(self, problem: Problem, free: Collection[int] = (), solver: Solver = solve_igraph) -> None:
         self.problem = problem
-        self._solver = solver
         self._free = {problem.base[v] for v in (*free, *problem.forward_outputs)}
         self._edges: list[Edge] = []
         self._op_vertex: dict[int, int] = {}
         self._value_vertex: dict[int, int] = {}
+        self._inside = _inside_readers(problem)
         self._again = recompute_seconds(problem)
         self._build()
-        self._pairs = [(tail, head) for tail, head, *_ in self._edges]
+        pairs = [(tail, head) for tail, head, *_ in self._edges]
+        self._solve = solver(2 + len(self._op_vertex) + len(self._value_vertex), pairs)
+        self._tails, self._heads = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        self._seconds = np.array([seconds for _, _, seconds, _, _ in self._edges])
+        self._bytes = np.array([size for _, _, _, size, _ in self._edges])
+        self._vertices = np.array(list(self._op_vertex.values()), dtype=np.int64)
+        self._prices = np.array([self._again[index] for index in self._op_vertex])
+        """What each op costs once more, in the order of ``_vertices``."""
+        self._savings = np.array(
+            [
+                (write, vertex, self._value_vertex[write])
+                for index, vertex in self._op_vertex.items()
+                for write in problem.ops[index].writes
+                if write in self._value_vertex
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 3)
+        """``(value, vertex of its op, vertex of the value)``."""
 
     def _vertex(self, table: dict[int, int], index: int) -> int:
         if index not in table:
@@ -156,8 +190,8 @@ class CutGraph:
             return (vertex, head, INFINITE, 0.0, f"{op.name} cannot be saved: {op.unsavable}")
         if write in self._free or storage.holder is not Holder.GRAPH:
             return (vertex, head, 0.0, 0.0, "")
-        fused = op.kind is Kind.FUSIBLE and problem.fuses and not _feeds_kernel(problem, op)
-        traffic = max(op.seconds - op.fused_seconds, 0.0) if fused else 0.0
+        index = problem.values[write].producer
+        traffic = max(op.seconds - op.fused_seconds, 0.0) if self._inside[index] else 0.0
         return (vertex, head, traffic, float(storage.size_bytes), "")
 
     def _need(self, values: Collection[int], reason: str) -> None:
@@ -172,33 +206,25 @@ class CutGraph:
         Raises:
             NoCut: the backward needs something that can neither be saved nor recomputed.
         """
-        least_bytes = price == INFINITE
-        if least_bytes:
-            total = sum(s for _, _, s, _, _ in self._edges if s < INFINITE)
-            price = max(total, 1e-12) * 4.0
-        capacities = [s if s == INFINITE else s + price * b for _, _, s, b, _ in self._edges]
-        finite = sum(c for c in capacities if c < INFINITE)
-        ceiling = 2.0 * finite + 1.0
-        vertices = 2 + len(self._op_vertex) + len(self._value_vertex)
-        side = self._solver(vertices, self._pairs, [min(c, ceiling) for c in capacities])
-        saved: set[int] = set()
-        for (tail, head, seconds, _, _), vertex_pair in zip(self._edges, self._pairs, strict=True):
-            if side[tail] and not side[head] and seconds == INFINITE:
-                raise NoCut(self._explain(vertex_pair))
-        seconds_total = 0.0
-        for index, vertex in self._op_vertex.items():
-            if not side[vertex]:
-                seconds_total += self._again[index]
-                continue
-            for write in self.problem.ops[index].writes:
-                if write in self._value_vertex and not side[self._value_vertex[write]]:
-                    saved.add(write)
+        finite = self._seconds < INFINITE
+        if price == INFINITE:
+            price = max(float(self._seconds[finite].sum()), 1e-12) * 4.0
+        capacities = self._seconds + price * self._bytes
+        ceiling = 2.0 * float(capacities[finite].sum()) + 1.0
+        side = self._solve(np.minimum(capacities, ceiling))
+        cut = side[self._tails] & ~side[self._heads] & ~finite
+        if cut.any():
+            edge = int(cut.argmax())
+            raise NoCut(self._explain((int(self._tails[edge]), int(self._heads[edge]))))
+        again = self._prices[~side[self._vertices]]
+        values, ops_at, values_at = self._savings.T
+        saved = set(values[side[ops_at] & ~side[values_at]].tolist())
         saved_bytes = sum(
             self.problem.storages[s].size_bytes
             for s in sorted({self.problem.values[v].storage for v in saved - self._free})
             if self.problem.storages[s].holder is Holder.GRAPH
         )
-        return Cut(tuple(sorted(saved)), saved_bytes, seconds_total)
+        return Cut(tuple(sorted(saved)), saved_bytes, sum(again.tolist(), 0.0))
 
     def hull(self, most: int = 64) -> list[Cut]:
         """The lower convex hull of (seconds, saved bytes), from the fewest seconds to the fewest bytes.
@@ -229,9 +255,9 @@ class CutGraph:
 
     def _smallest_price(self) -> float:
         """A price so low that bytes only break ties between equal seconds."""
-        seconds = [s for _, _, s, _, _ in self._edges if 0 < s < INFINITE]
-        total = sum(b for _, _, _, b, _ in self._edges)
-        return min(seconds) * 1e-3 / total if seconds and total else 1e-15
+        seconds = self._seconds[(self._seconds > 0) & (self._seconds < INFINITE)]
+        total = float(self._bytes.sum())
+        return float(seconds.min()) * 1e-3 / total if len(seconds) and total else 1e-15
 
     def _explain(self, crossing: tuple[int, int]) -> str:
         """A path from source to sink over infinite edges, in words."""
