@@ -156,12 +156,16 @@ def draw(axes: Axes, picture: Picture) -> None:
 
 
 def _draw_exact(axes: Axes, picture: Picture) -> None:
+    """The plans found, filled where they are proved to be the fastest; a proved lower bound where they are not."""
     for point in picture.exact:
         x = point.budget_bytes / MIB
-        if point.found is not None and point.proved:
+        if point.found is not None:
             y = picture.added(point.found.seconds)
-            axes.plot(x, y, color=EXACT_COLOUR, marker="P", markersize=6, linestyle="", zorder=5)
-        elif math.isfinite(point.bound_seconds):
+            fill = EXACT_COLOUR if point.proved else "white"
+            axes.plot(
+                x, y, color=EXACT_COLOUR, marker="P", markersize=6, markerfacecolor=fill, linestyle="", zorder=5
+            )  # fmt: skip
+        if not point.proved and math.isfinite(point.bound_seconds):
             y = max(0.0, picture.added(point.bound_seconds))
             axes.plot(x, y, color=EXACT_COLOUR, marker="_", markersize=9, linestyle="", zorder=5)
 
@@ -185,11 +189,15 @@ def figure_of(pictures: Sequence[Picture]) -> Figure:
             [], [], color=colour, marker=marker or ".", linewidth=line, markersize=5, label=method
         )
     if any(picture.exact for picture in pictures):
-        for marker, label in (("P", "proved optimum"), ("_", "proved lower bound")):
+        for marker, fill, label in (
+            ("P", EXACT_COLOUR, "exact: proved optimum"),
+            ("P", "white", "exact: best found"),
+            ("_", EXACT_COLOUR, "exact: lower bound"),
+        ):
             handles += any_axes.plot(
-                [], [], color=EXACT_COLOUR, marker=marker, linestyle="", markersize=6, label=label
+                [], [], color=EXACT_COLOUR, marker=marker, markerfacecolor=fill, linestyle="", label=label
             )
-    figure.legend(handles=handles, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    figure.legend(handles=handles, loc="outside upper center", ncols=2 * columns, frameon=False, fontsize=8)
     figure.supxlabel("replayed peak over the inputs of the step, MiB", fontsize=9)
     figure.supylabel("added time, % of the fastest step", fontsize=9)
     return figure
