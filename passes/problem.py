@@ -200,16 +200,17 @@ class Problem:
         def made(op: Op) -> tuple[tuple[int, int], ...]:
             return tuple((w, s if owned[s] else -1) for w in op.writes for s in (values[w].storage,))
 
-        def plain(op: Op) -> tuple[int, int] | None:
-            alone = op.kind is Kind.VIEW and len(op.reads) == len(op.writes) == 1
-            return seen(op)[0] if alone and seen(op)[0][1] >= 0 else None
-
         owned = [s.holder is Holder.GRAPH for s in storages]
+        views = [seen(op) if op.kind is Kind.VIEW else None for op in self.ops]
+        plain = [
+            links[0] if links and len(links) == len(op.reads) == 1 and links[0][1] >= 0 else None
+            for op, links in zip(self.ops, views, strict=True)
+        ]
         return Table(
             reads=[op.reads for op in self.ops],
             makes=[() if op.kind is Kind.VIEW else made(op) for op in self.ops],
-            views=[seen(op) if op.kind is Kind.VIEW else None for op in self.ops],
-            plain_views=[plain(op) for op in self.ops],
+            views=views,
+            plain_views=plain,
             is_kernel=[op.kind is Kind.KERNEL or not self.fuses for op in self.ops],
             is_pointwise=[op.kind is Kind.FUSIBLE and self.fuses for op in self.ops],
             reads_many=[op.reads_many for op in self.ops],
