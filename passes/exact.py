@@ -728,9 +728,18 @@ def _needs_a_buffer(problem: Problem) -> list[bool]:
 
 
 def _may_overwrite(problem: Problem, index: int, value: int) -> bool:
-    """Whether something that this op may read, itself or through fused producers, is as large as its result."""
+    """Whether something that this op may read, itself or through fused producers, is as large as its result.
+
+    What is given out counts as dying at the last op of the step, where the replay ends its life.
+    """
     size = problem.storages[problem.values[value].storage].size_bytes
     pending, seen = [problem.base[r] for r in problem.ops[index].reads], set[int]()
+    backward = [
+        i for i, op in enumerate(problem.ops) if op.phase is Phase.BACKWARD and op.kind is not Kind.VIEW
+    ]
+    if index in backward[-1:] or value in problem.backward_outputs:
+        pending += [problem.base[v] for v in (*problem.forward_outputs, *problem.backward_outputs)]
+        seen.add(value)
     while size and pending:
         read = pending.pop()
         producer = problem.values[read].producer
