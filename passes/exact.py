@@ -238,6 +238,7 @@ class _Space:
         if reads | flags:
             self.asks.append((reads, flags))
         self.last_stage = len(self.asks) - 1
+        self.flagged = {f for flags in (*self.flags, *(flags for _, flags in self.asks)) for f in flags}
 
     def _find_needs(self) -> None:
         """``needs[t]``: the values that stage ``t`` or a later one can need, given ones left out."""
@@ -407,7 +408,7 @@ class _Programme:
         if stage == 0:
             carried = carried and space.savable[value] and value not in space.outputs
         points = [r for r in run if value in space.reads[r]]
-        if made is not None and (several or stage == 0):
+        if made is not None and (several or stage == 0 or value in space.flagged):  # it may die at its own op
             points = [producer, *points]
         if asked or carried:
             points.append(end)

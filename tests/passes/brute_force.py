@@ -44,7 +44,8 @@ class _Game:
         self.of_forward = {w for i in self.again for w in ops[i].writes}
         self.outputs = {problem.base[v] for v in problem.forward_outputs} & self.of_forward
         self.wanted = {problem.base[v] for v in problem.backward_outputs}
-        self.watched = {f for op in ops for f in self.beside(op.reads)}
+        self.watched = {f for done in range(len(self.backward) + 1) for f in self.views_before(done)}
+        self.watched |= {f for op in ops for f in self.beside(op.reads)}
         self.watched |= {w for i in self.again if ops[i].keep for w in ops[i].writes}
 
     def size(self, values: Iterable[int]) -> int:
@@ -76,16 +77,19 @@ class _Game:
             w for i in self.again if not ops[i].unsavable for w in ops[i].writes if w not in self.outputs
         ]
         kept = {w for w in self.outputs if not ops[self.problem.values[w].producer].unsavable}
-        for count in range(len(savable) + 1):
-            for saved in itertools.combinations(savable, count):
-                runs = self.forward_with(saved)
-                if self.forward_peak(runs, {*saved, *self.outputs}) > self.budget:
-                    continue
-                made = {w for i in runs for w in ops[i].writes}
-                ever = {w for w in made & self.watched if ops[self.problem.values[w].producer].keep}
-                ever |= {w for w in made & self.watched if w in savable or w in kept}
-                state = _State(0, -1, frozenset(saved), frozenset(kept), frozenset(ever))
-                yield sum(ops[i].seconds for i in runs), state
+        named = [
+            w for w in savable if w in self.watched and self.problem.values[w].producer not in self.forward
+        ]
+        for saved, alone in itertools.product(_subsets(savable), list(_subsets(named))):
+            # what is saved for the sake of having been made alone need not live to the end of the forward
+            runs = self.forward_with((*saved, *alone))
+            if self.forward_peak(runs, {*saved, *self.outputs}) > self.budget:
+                continue
+            made = {w for i in runs for w in ops[i].writes}
+            ever = {w for w in made & self.watched if ops[self.problem.values[w].producer].keep}
+            ever |= {w for w in made & self.watched if w in savable or w in kept}
+            state = _State(0, -1, frozenset(saved), frozenset(kept), frozenset(ever))
+            yield sum(ops[i].seconds for i in runs), state
 
     def forward_with(self, saved: Iterable[int]) -> list[int]:
         """The ops of the forward and what saved values need besides."""
@@ -167,6 +171,10 @@ class _Game:
             return False
         beside = self.beside(self.problem.backward_outputs) | self.views_before(state.done)
         return self.there(state, self.wanted & self.of_forward, beside)
+
+
+def _subsets(values: list[int]) -> Iterator[tuple[int, ...]]:
+    return itertools.chain.from_iterable(itertools.combinations(values, n) for n in range(len(values) + 1))
 
 
 def best_seconds(problem: Problem, budget_bytes: int, *, in_order: bool = False) -> float | None:

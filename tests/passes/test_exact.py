@@ -75,6 +75,14 @@ def test_ops_for_the_backward_alone_run_where_it_pays(problem: Problem, fraction
     agree(with_either(problem), fraction)
 
 
+@settings(deadline=None, max_examples=40)
+@given(problems(longest=4, fuses=False), st.data())
+def test_a_gradient_may_be_a_value_of_the_forward(problem: Problem, data: st.DataObject) -> None:
+    made = [w for op in problem.ops if op.phase is Phase.FORWARD for w in op.writes]
+    outputs = dict.fromkeys([*problem.backward_outputs, data.draw(st.sampled_from(made))])
+    agree(with_either(replace(problem, backward_outputs=tuple(outputs))), 0.2)
+
+
 @settings(deadline=None, max_examples=30)
 @given(problems(longest=5, fuses=False), st.floats(0.0, 0.6))
 def test_a_free_order_is_never_slower(problem: Problem, fraction: float) -> None:
