@@ -34,9 +34,7 @@ def agree(problem: Problem, fraction: float) -> None:
     """The optimum at the lowest budget, just under it, and somewhere above it is that of brute force."""
     lowest = lowest_peak(problem, in_order=True)
     most = sum(s.size_bytes for s in problem.storages)
-    for budget in (
-        [most] if lowest is None else [lowest - 1, lowest, lowest + int(fraction * (most - lowest))]
-    ):
+    for budget in [most] if lowest is None else [lowest - 1, lowest, lowest + int(fraction * most)]:
         best = best_seconds(problem, budget, in_order=True)
         found = solve(problem, budget)
         assert found.proved
@@ -64,13 +62,13 @@ def with_either(problem: Problem) -> Problem:
 
 
 @settings(deadline=None, max_examples=100)
-@given(problems(longest=5, fuses=False), st.floats(0.0, 0.6))
+@given(problems(longest=5, fuses=False), st.floats(0.0, 0.5))
 def test_the_optimum_is_that_of_brute_force(problem: Problem, fraction: float) -> None:
     agree(problem, fraction)
 
 
 @settings(deadline=None, max_examples=60)
-@given(problems(longest=5, fuses=False), st.floats(0.0, 0.6))
+@given(problems(longest=5, fuses=False), st.floats(0.0, 0.5))
 def test_ops_for_the_backward_alone_run_where_it_pays(problem: Problem, fraction: float) -> None:
     agree(with_either(problem), fraction)
 
@@ -84,11 +82,11 @@ def test_a_gradient_may_be_a_value_of_the_forward(problem: Problem, data: st.Dat
 
 
 @settings(deadline=None, max_examples=30)
-@given(problems(longest=5, fuses=False), st.floats(0.0, 0.6))
+@given(problems(longest=5, fuses=False), st.floats(0.0, 0.5))
 def test_a_free_order_is_never_slower(problem: Problem, fraction: float) -> None:
     lowest = lowest_peak(problem)
     if lowest is not None:
-        budget = lowest + int(fraction * (sum(s.size_bytes for s in problem.storages) - lowest))
+        budget = lowest + int(fraction * sum(s.size_bytes for s in problem.storages))
         found = solve(problem, budget)
         assert best_seconds(problem, budget) <= found.bound_seconds + 1e-6
 
@@ -158,9 +156,8 @@ def test_chains_counted_by_hand() -> None:
         assert best_seconds(replace(chain(4), fuses=False), budget) == seconds
     for budget, seconds in ((800, 10.0), (700, 11.0), (600, 13.0), (599, None)):
         # Of five, 800 holds four at the first op and three beside two gradients at the second. 700 holds 3, 2, 1 and
-        # then 2, 1: layer 0 is made again. Under 600 nothing fits beside the layer that is read, but one more does at
-        # the first op: of 2 and 1, one is saved. With 2, layers 0 and 1 are made again, and then layer 0; with 1 it is
-        # layer 2 and then layers 0 and 1 all the same, unless 1 were kept beside 2.
+        # then 2, 1: layer 0 is made again. Under 600 one more than the layer that is read fits at the first op, none
+        # later: with 2 saved, 0 and 1 are made for the third op and 0 for the fourth; with 1 saved, 2 in addition.
         assert solve(chain(5), budget).seconds == seconds
         assert best_seconds(replace(chain(5), fuses=False), budget) == seconds
 
