@@ -73,6 +73,7 @@ def make_report(
         recomputed_flops=candidate.replay.recompute_flops,
         added_seconds=candidate.replay.seconds - min(c.replay.seconds for c in frontier.candidates),
         step_seconds=candidate.replay.seconds,
+        gap=frontier.gap(choice.place),
         plan_seconds=plan_seconds,
         peak_at=chosen.truth.peak_at,
         holders=chosen.truth.alive_at_peak[:16],
@@ -103,12 +104,15 @@ def cut_table(problem: Problem) -> str:
 
 def frontier_table(frontier: Frontier) -> str:
     """``20-frontier.md``: every plan of the frontier, as replayed."""
-    lines = ["| place | peak bytes | saved bytes | recomputed ms | step ms | origin |", "| --- " * 6 + "|"]
+    lines = [
+        "| place | peak bytes | saved bytes | recomputed ms | step ms | known gap | origin |",
+        "| --- " * 7 + "|",
+    ]
     for place, c in enumerate(frontier.candidates):
         r = c.replay
         lines.append(
             f"| {place} | {r.peak_bytes:,} | {r.saved_bytes:,} | {r.recompute_seconds * 1e3:.3f} "
-            f"| {r.seconds * 1e3:.3f} | {c.plan.origin} |"
+            f"| {r.seconds * 1e3:.3f} | {frontier.gap(place):.2%} | {c.plan.origin} |"
         )
     return "\n".join(lines) + "\n"
 

@@ -52,6 +52,9 @@ class Options:
         annotations: ``"honour"`` or ``"ignore"`` what ``torch.utils.checkpoint`` asks for.
         device_costs: the device whose speed prices the ops; ``None`` is the device that the graph is on.
         max_plans: how many plans the frontier keeps.
+        most_recomputations: how often one op may run again, at most; ``None`` for as often as a tight budget asks for.
+        planner_seconds: seconds after which the planner settles for the plans that it has found; ``None`` lets it end.
+            With a limit the plan may depend on how fast the machine is.
         max_lowerings: how many plans are lowered to generated code, at most, to find one that fits.
         fence: refuse the fusions that would run a recomputation earlier than planned.
         verify: how closely the result of every stage is checked.
@@ -64,7 +67,9 @@ class Options:
     on_infeasible: Literal["error", "min_peak"] = "error"
     annotations: Literal["honour", "ignore"] = "honour"
     device_costs: str | None = None
-    max_plans: int = 24
+    max_plans: int = 64
+    most_recomputations: int | None = 2
+    planner_seconds: float | None = None
     max_lowerings: int = 8
     fence: bool = True
     verify: bool = True
@@ -188,6 +193,16 @@ def _count(lowest: int, highest: int) -> Callable[[str, object], int]:
     return lambda name, value: _bounded(name, value, lowest, highest)
 
 
+def _optional(parse: Callable[[str, object], Any]) -> Callable[[str, object], Any]:
+    return lambda name, value: None if value is None else parse(name, value)
+
+
+def _seconds(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 10**9:
+        _refuse(name, value, "a number of seconds above 0 and below 10**9, or None")
+    return float(value)
+
+
 def _bounded(name: str, value: object, lowest: int, highest: int, *, unit: str = "") -> int:
     span = f"from {lowest} to {highest}" if highest < MAX_BYTES else f"of at least {lowest} and below 2**63"
     if isinstance(value, bool) or not isinstance(value, Integral) or not lowest <= int(value) <= highest:
@@ -205,6 +220,8 @@ _PARSERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "annotations": _one_of("honour", "ignore"),
         "device_costs": _device_costs,
         "max_plans": _count(2, 256),
+        "most_recomputations": _optional(_count(1, 1000)),
+        "planner_seconds": _optional(_seconds),
         "max_lowerings": _count(1, 64),
         "fence": _switch,
         "verify": _switch,

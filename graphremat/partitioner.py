@@ -8,6 +8,7 @@ part of the keys of torch's caches.
 import copy
 import hashlib
 import logging
+import math
 import time
 from collections.abc import Sequence
 from functools import cache
@@ -135,7 +136,13 @@ def partition(
         dumps.write("10-problem.json", problem.to_json)
     with _Stage("plan", dumps):
         torchs_plan = _torchs_plan(problem, saved_by(torchs[1], joint, problem, index))
-        found = plan_frontier(problem, most=options.max_plans, seeds=[torchs_plan] if torchs_plan else [])
+        found = plan_frontier(
+            problem,
+            most=options.max_plans,
+            seeds=[torchs_plan] if torchs_plan else [],
+            most_recomputations=options.most_recomputations,
+            time_limit_seconds=options.planner_seconds or math.inf,
+        )
         frontier = _with_torchs_first(found, judge(problem, torchs_plan)) if torchs_plan else found
         dumps.write("15-cut.md", lambda: cut_table(problem))
         dumps.write("20-frontier.md", lambda: frontier_table(frontier))
@@ -214,7 +221,7 @@ def _torchs_plan(problem: Problem, saved: list[int]) -> Plan | None:
 def _with_torchs_first(found: Frontier, torchs: Candidate) -> Frontier:
     """The frontier with torch's plan as the fastest, and nothing that is not below its peak behind it."""
     below = tuple(c for c in found.candidates if c.replay.peak_bytes < torchs.replay.peak_bytes)
-    return Frontier((torchs, *below))
+    return Frontier((torchs, *below), found.bound)
 
 
 def _as_fast_as_torchs(frontier: Frontier) -> int:

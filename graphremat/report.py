@@ -54,6 +54,8 @@ class Report:
     added_seconds: float
     """What the plan adds to the step of the fastest plan, by the model: recomputation, and traffic of saving."""
     step_seconds: float
+    gap: float
+    """How much faster a step under the same planned peak can be at most, by the model and its lower bound: 0 to 1."""
     plan_seconds: float
     peak_at: str
     holders: tuple[tuple[str, int], ...]
@@ -76,6 +78,7 @@ class Report:
             f"  saved      {self.saved_count} values, {format_bytes(self.saved_bytes)}",
             f"  recomputed {self.recomputed_ops} ops, {self.recomputed_seconds * 1e3:.2f} ms of a step of"
             f" {self.step_seconds * 1e3:.2f} ms (model)",
+            f"  optimum    at most {self.gap:.2%} of the step below it (proved, by the model)",
         ]
         lines += [f"    {format_bytes(size):>12}  {name}" for name, size in self.holders[:5]]
         return "\n".join(lines)

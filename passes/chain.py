@@ -1,217 +1,378 @@
-"""The programme over segments: which bytes are kept where, so that no place is too high. Free of torch.
+"""The programme over stages: what is kept where, and what is recomputed how often. Free of torch.
 
-Backward works through the segments from the last to the first, and what a segment keeps is alive until then. Near the
-end of a network much can be kept, since it dies before gradients pile up; the programme sees that, because every
-segment is held against the budget at its own place::
+Backward works through the stages from the last to the first, and what a stage keeps is alive until then. Near the end
+of a network much can be kept, since it dies before gradients pile up; the programme sees that, because every stage is
+held against the budget at its own place. ``room`` is the budget less what is kept by earlier stages::
 
-    seconds[stop][kept] = min over first, option of  seconds[first][kept before] + option.seconds
-        where  fixed[first] + kept before + option's own highest point <= budget     (forward and backward)
-        and    kept = kept before + option.kept_bytes + bytes crossing into stop
+    fewest[first](room)      = min over stop, treatment of  treatment's seconds + fewest[stop](room - kept)
+    again[first, stop](room) = min over at, treatment of    sweep(first, at) + again[at, stop](room - kept)
+                                                            + treatment's seconds
 
-Kept bytes are exact; only the number of ways to reach a stage is bounded.
-It is the chain programme of checkpointing (Gruslys et al. 2016; Beaumont et al. 2019) without nested recomputation,
-with the options of a parametric cut in place of all or nothing.
+A *treatment* of a segment (a run of stages) is one of its options, or ``again``: keep nothing of it but what enters it,
+and recompute it when its backward comes. ``again`` sweeps through some stages, keeping only what crosses at the end or
+what an option keeps, deals with the rest first, and then with the part it swept through, which may be recomputed once
+more. So ops run as often as the budget asks for.
+
+With equal stages that keep all or nothing this is the optimal checkpointing of chains (Griewank and Walther 2000,
+Algorithm 799: Revolve; Beaumont et al. 2019, Rotor, for unequal stages); the options of a parametric cut in place of
+all or nothing are Rockmate's idea (Zhao et al. 2023). All budgets are solved at once: ``room`` is divided into units.
 """
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from graphremat.passes.problem import Holder, Phase, Problem
-from graphremat.passes.segments import Option
+from graphremat.passes.schedule import Forget, Instruction, Make, Run
+from graphremat.passes.segments import Choices, Option
 from graphremat.passes.stages import Stages
 
-LABELS = 400
-"""Ways to reach a stage that are kept; beyond it, the fastest of each four-hundredth of the budget. Bytes are exact."""
+MOST_UNITS = 1024
+"""Units into which the range of budgets is divided at most, where no larger unit divides all sizes."""
+LEAST_UNITS = 128
+UNITS_TRIED = 64
+MOST_WORK = 5e8
+"""Bound on stages cubed times units: about six times the additions of the programme."""
+
+Seconds: TypeAlias = npt.NDArray[np.float64]
+"""Fewest seconds for every room, in units; infinite where there is no way."""
+
+
+@dataclass(frozen=True)
+class Again:
+    """Recompute the stages ``first`` to ``stop - 1``, of which only what enters them is there.
+
+    Sweep to ``at``, keeping what crosses there and what ``left`` keeps; deal with the rest as ``right`` says, then with
+    the part that was swept through as ``left`` says.
+    """
+
+    first: int
+    stop: int
+    at: int
+    left: "Option | Again"
+    right: "Option | Again"
+
+
+Treatment: TypeAlias = Option | Again
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Segments in order with the option chosen for each; ``saved`` is all that is kept, boundaries included."""
+    """Segments ``(first, stop, treatment)`` in order; ``saved`` is all that the forward keeps, boundaries included."""
 
-    segments: tuple[tuple[int, int, Option], ...]
+    segments: tuple[tuple[int, int, Treatment], ...]
     saved: tuple[int, ...]
     seconds: float
 
 
-@dataclass(frozen=True, eq=False)
 class Programme:
-    """Everything about a chain of segments that does not depend on the budget."""
+    """The programme of a problem, solved for all budgets up to ``highest_bytes``.
 
-    problem: Problem
-    stages: Stages
-    options: dict[tuple[int, int], list[Option]]
-    fixed_forward: tuple[int, ...]
-    """For each stage: bytes alive in its forward, whatever the plan (inputs, outputs made so far)."""
-    fixed_backward: tuple[int, ...]
-    """For each stage: bytes alive all through its window that no plan changes (inputs, outputs, gradients so far)."""
+    Args:
+        problem: the problem.
+        stages: its stages.
+        choices: what can be done with each segment; single stages are always there.
+        highest_bytes: the highest budget that will be asked for.
+        most_recomputations: how often an op may run again; None for as often as it pays.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        stages: Stages,
+        choices: dict[tuple[int, int], Choices],
+        highest_bytes: int,
+        most_recomputations: int | None = None,
+    ) -> None:
+        self.stages, self.choices = stages, choices
+        self._bytes = _StageBytes(problem, stages, choices)
+        self._base = problem.input_bytes
+        sizes = [self._bytes.entering[k][k + 1] for k in range(len(stages))]
+        sizes += [o.kept_bytes for k in range(len(stages)) for o in choices[k, k + 1].options]
+        self._unit = _unit_bytes(problem, highest_bytes - self._base, sizes, len(stages))
+        self._units = max(0, highest_bytes - self._base) // self._unit + 1
+        self._sweeps = np.array([choices[k, k + 1].sweep_seconds for k in range(len(stages))])
+        self._most = most_recomputations
+        self._tables: list[npt.NDArray[np.float64]] = []
+        self._recompute()
+        self._fewest = self._solve()
+
+    def budgets(self, most: int) -> list[int]:
+        """At most ``most`` budgets in bytes where the seconds fall, ascending, evenly spread over the seconds."""
+        fewest = self._fewest[0]
+        falls = np.flatnonzero(np.isfinite(fewest) & (fewest < np.concatenate(([np.inf], fewest[:-1]))))
+        if len(falls) > most:
+            wanted = np.linspace(0, len(falls) - 1, most).round().astype(int)
+            falls = falls[wanted]
+        return [self._base + int(room) * self._unit for room in falls]
 
     def solve(self, budget_bytes: int) -> Choice | None:
         """The choice of fewest seconds whose every place lies under ``budget_bytes``; None if there is none."""
-        return _solve(self, budget_bytes)
+        room = min((budget_bytes - self._base) // self._unit, self._units - 1)
+        if room < 0 or not math.isfinite(self._fewest[0][room]):
+            return None
+        seconds, stage = float(self._fewest[0][room]), 0
+        segments: list[tuple[int, int, Treatment]] = []
+        while stage < len(self.stages):
+            stop, option, kept = self._best_treatment(stage, room)
+            chosen = option or self._trace(len(self._tables) - 1, stage, stop, room)
+            segments.append((stage, stop, chosen))
+            stage, room = stop, room - kept
+        saved: set[int] = set()
+        for first, _, chosen in segments:
+            saved.update(self.stages.crossing[first])
+            if isinstance(chosen, Option):
+                saved.update(chosen.saved)
+        return Choice(tuple(segments), tuple(sorted(saved)), seconds)
+
+    def _solve(self) -> list[Seconds]:
+        """``fewest[first]``, from the last stage to the first."""
+        count = len(self.stages)
+        fewest = [np.full(self._units, np.inf) for _ in range(count)] + [np.zeros(self._units)]
+        for first in reversed(range(count)):
+            for stop in range(first + 1, count + 1):
+                for _, offer, _ in self._offers(first, stop, fewest[stop]):
+                    np.minimum(fewest[first], offer, out=fewest[first])
+        return fewest
+
+    def _offers(self, first: int, stop: int, after: Seconds) -> Iterator[tuple[Option | None, Seconds, int]]:
+        """Ways to treat a segment, seen from the first forward: option (None: again), seconds, units kept."""
+        at_hand = self._bytes
+        entering = self._units_of(at_hand.entering[first][stop])
+        here = self.choices.get((first, stop))
+        for option in here.options if here else ():
+            kept = entering + self._units_of(option.kept_bytes)
+            need = max(
+                at_hand.forward[first] + option.forward_bytes,
+                at_hand.backward[first][stop] + option.backward_bytes,
+            )
+            yield option, self._above(option.seconds + _shifted(after, kept), need), kept
+        if self._tables:
+            need = at_hand.forward[first] + at_hand.sweep[first][stop]
+            yield None, self._above(self._tables[-1][first, stop] + _shifted(after, entering), need), entering
+
+    def _best_treatment(self, first: int, room: int) -> tuple[int, Option | None, int]:
+        """The segment that starts at ``first``: where it stops, its option (None: again), units kept."""
+        best, chosen = math.inf, None
+        for stop in range(first + 1, len(self.stages) + 1):
+            for option, offer, kept in self._offers(first, stop, self._fewest[stop]):
+                if offer[room] < best:
+                    best, chosen = float(offer[room]), (stop, option, kept)
+        assert chosen is not None
+        return chosen
+
+    def _recompute(self) -> None:
+        """Fills the tables ``again[first, stop]``. Without a bound on recomputation one table refers to itself; with a
+        bound there is one for each number of runs, and what is swept through has one run less."""
+        count = len(self.stages)
+        for _ in range(1 if self._most is None else self._most):
+            table = np.full((count, count + 1, self._units), np.inf)
+            self._tables.append(table)
+            depth = len(self._tables) - 1
+            for length in range(1, count + 1):
+                for first in range(count - length + 1):
+                    best = self._at_once(first, first + length)
+                    for _, _, offer in self._splits(depth, first, first + length):
+                        np.minimum(best, offer, out=best)
+                    table[first, first + length] = best
+
+    def _at_once(self, first: int, stop: int) -> Seconds:
+        """Recompute a segment as its own option that keeps nothing says."""
+        option = self._nothing_kept(first, stop)
+        if option is None:
+            return np.full(self._units, np.inf)
+        need = self._bytes.backward[first][stop] + option.backward_bytes
+        return self._above(np.full(self._units, option.seconds), need)
+
+    def _nothing_kept(self, first: int, stop: int) -> Option | None:
+        here = self.choices.get((first, stop))
+        return next((o for o in here.options if not o.saved), None) if here else None
+
+    def _splits(self, depth: int, first: int, stop: int) -> Iterator[tuple[int, Option | None, Seconds]]:
+        """Ways to recompute a segment in two parts: place, option of the left part (None: again), seconds."""
+        if stop - first < 2:
+            return
+        at_hand, table = self._bytes, self._tables[depth]
+        swept = table if self._most is None else self._tables[depth - 1] if depth else None
+        start = at_hand.window_start[stop - 1]
+        entering = [self._units_of(b) for b in at_hand.entering[first][first + 1 : stop]]
+        if swept is not None:
+            whole = _shifted_rows(table[first + 1 : stop, stop], entering)
+            whole += swept[first, first + 1 : stop]
+            whole += np.cumsum(self._sweeps[first : stop - 1])[:, None]
+            for row, at in zip(whole, range(first + 1, stop), strict=True):
+                yield at, None, self._above(row, start + at_hand.sweep[first][at])
+        at = first + 1
+        for option in self.choices[first, at].options:
+            if option.saved if swept is not None else option.seconds == 0:
+                kept = entering[0] + self._units_of(option.kept_bytes)
+                need = max(start + option.forward_bytes, at_hand.backward[first][at] + option.backward_bytes)
+                offer = option.sweep_seconds + option.seconds + _shifted(table[at, stop], kept)
+                yield at, option, self._above(offer, need)
+
+    def _trace(self, depth: int, first: int, stop: int, room: int) -> Treatment:
+        """How ``again[first, stop]`` reaches its seconds at ``room``."""
+        best, chosen = self._at_once(first, stop)[room], None
+        for at, option, offer in self._splits(depth, first, stop):
+            if offer[room] < best:
+                best, chosen = offer[room], (at, option)
+        if chosen is None:
+            treatment = self._nothing_kept(first, stop)
+            assert treatment is not None
+            return treatment
+        at, option = chosen
+        kept = self._units_of(self._bytes.entering[first][at])
+        if option is None:
+            left = self._trace(depth if self._most is None else depth - 1, first, at, room)
+        else:
+            left, kept = option, kept + self._units_of(option.kept_bytes)
+        return Again(first, stop, at, left, self._trace(depth, at, stop, room - kept))
+
+    def _units_of(self, size_bytes: int) -> int:
+        """To the nearest unit, so that the errors of many steps cancel; the replay judges."""
+        return (2 * size_bytes + self._unit) // (2 * self._unit)
+
+    def _above(self, seconds: Seconds, need_bytes: int) -> Seconds:
+        """``seconds``, made infinite where the room is less than ``need_bytes``."""
+        seconds[: max(0, -((self._base - need_bytes) // self._unit))] = np.inf
+        return seconds
 
 
-def make_programme(
-    problem: Problem, stages: Stages, options: dict[tuple[int, int], list[Option]]
-) -> Programme:
-    """Prepare the programme of a problem."""
-    inputs = problem.input_bytes
-    engine = sum(s.size_bytes for s in problem.storages if s.holder is Holder.ENGINE)
-    outputs = {problem.values[v].storage for v in problem.forward_outputs}
-    output_bytes = sum(
-        problem.storages[s].size_bytes for s in outputs if problem.storages[s].holder is Holder.GRAPH
-    )
-    outputs_before = [0] * len(stages)
-    for storage in outputs:
-        producers = [v.producer for v in problem.values if v.storage == storage and v.producer >= 0]
-        if producers and problem.storages[storage].holder is Holder.GRAPH:
-            made = stages.stage_of[producers[0]]
-            for stage in range(made + 1, len(stages)):
-                outputs_before[stage] += problem.storages[storage].size_bytes
-    passing = _passing(problem, stages)
-    return Programme(
-        problem,
-        stages,
-        options,
-        tuple(inputs + b for b in outputs_before),
-        tuple(inputs + engine + output_bytes + p for p in passing),
-    )
+def instructions(choice: Choice, problem: Problem, stages: Stages) -> list[Instruction]:
+    """How the backward runs under a choice: segment by segment from the last, sweeps and what they drop included."""
+    made: list[list[int]] = [[] for _ in range(len(stages))]
+    for index, stage in enumerate(stages.stage_of):
+        if stage >= 0:
+            made[stage].extend(w for w in problem.ops[index].writes if problem.base[w] == w)
+    found: list[Instruction] = []
+
+    def treat(first: int, stop: int, treatment: Treatment, kept: frozenset[int]) -> None:
+        if isinstance(treatment, Option):
+            ranges = (stages.windows[k] for k in reversed(range(first, stop)))
+            found.append(Run(tuple(stages.backward[p] for start, end in ranges for p in range(start, end))))
+            return
+        at, left = treatment.at, treatment.left
+        held = set(stages.crossing[at]) | set(left.saved if isinstance(left, Option) else ())
+        found.append(Make(tuple(sorted(held))))
+        swept = {v for stage in range(first, at) for v in made[stage]}
+        found.append(Forget(tuple(sorted(swept - held - kept))))
+        treat(at, stop, treatment.right, kept | held)
+        treat(first, at, left, kept)
+
+    for first, stop, treatment in reversed(choice.segments):
+        treat(first, stop, treatment, frozenset(choice.saved))
+    return found
 
 
-def _passing(problem: Problem, stages: Stages) -> list[int]:
-    """For each stage, bytes made in an earlier window, needed after this one or at the end, and not read in it."""
-    gradients = {problem.values[v].storage for v in problem.backward_outputs}
-    first: dict[int, int] = {}
-    reads: dict[int, list[int]] = {}
-    for p, index in enumerate(stages.backward):
-        for write in problem.ops[index].writes:
-            first.setdefault(problem.values[write].storage, p)
-        for read in problem.ops[index].reads:
-            producer = problem.values[read].producer
-            if producer >= 0 and problem.ops[producer].phase is Phase.BACKWARD:
-                reads.setdefault(problem.values[read].storage, []).append(p)
-    result = []
-    for start, stop in stages.windows:
-        total = 0
+class _StageBytes:
+    """Bytes that do not depend on the treatment of a segment.
+
+    ``forward[k]``: alive in the forward of stage ``k`` whatever the plan (inputs, outputs made so far).
+    ``backward[first][stop]``: the most of what is alive all through a window of the segment and no plan changes
+    (inputs, outputs, gradients so far). ``window_start[k]``: alive when window ``k`` starts.
+    ``entering[first][stop]``: crossing into ``stop`` and not into ``first``. ``sweep[first][stop]``: highest point of
+    the segment's forward, nothing kept.
+    """
+
+    def __init__(self, problem: Problem, stages: Stages, choices: dict[tuple[int, int], Choices]) -> None:
+        self.problem, count = problem, len(stages)
+        outputs = {problem.values[v].storage for v in problem.forward_outputs}
+        engine = sum(s.size_bytes for s in problem.storages if s.holder is Holder.ENGINE)
+        fixed = problem.input_bytes + engine + sum(self._graph_bytes(s) for s in sorted(outputs))
+        self.forward = self._outputs_before(stages, outputs)
+        through, starting = self._gradients(stages)
+        self.window_start = [fixed + b for b in starting]
+        sizes = {
+            v: 0 if problem.values[v].storage in outputs else self._graph_bytes(problem.values[v].storage)
+            for crossing in stages.crossing
+            for v in crossing
+        }
+        crossing = [*map(frozenset, stages.crossing), frozenset[int]()]
+        self.entering = [
+            [sum(sizes[v] for v in crossing[stop] - crossing[first]) for stop in range(count + 1)]
+            for first in range(count)
+        ]
+        lowest = [min((o.forward_bytes for o in choices[k, k + 1].options), default=0) for k in range(count)]
+        self.backward = [[0] * (count + 1) for _ in range(count)]
+        self.sweep = [[0] * (count + 1) for _ in range(count)]
+        for first in range(count):
+            for last in range(first, count):
+                self.backward[first][last + 1] = max(self.backward[first][last], fixed + through[last])
+                here = lowest[last] + self.entering[first][last]
+                self.sweep[first][last + 1] = max(self.sweep[first][last], here)
+
+    def _graph_bytes(self, storage: int) -> int:
+        held = self.problem.storages[storage]
+        return held.size_bytes if held.holder is Holder.GRAPH else 0
+
+    def _outputs_before(self, stages: Stages, outputs: set[int]) -> list[int]:
+        made = [0] * len(stages)
+        seen: set[int] = set()
+        for value in self.problem.values:
+            if value.storage in outputs - seen and value.producer >= 0:
+                seen.add(value.storage)
+                stage = max(0, stages.stage_of[value.producer])
+                for later in range(stage + 1, len(stages)):
+                    made[later] += self._graph_bytes(value.storage)
+        return [self.problem.input_bytes + b for b in made]
+
+    def _gradients(self, stages: Stages) -> tuple[list[int], list[int]]:
+        """For each stage, bytes made in an earlier window and needed after this one: those not read in it, and all that
+        are alive when it starts."""
+        problem = self.problem
+        gradients = {problem.values[v].storage for v in problem.backward_outputs}
+        first: dict[int, int] = {}
+        reads: dict[int, list[int]] = {}
+        for position, index in enumerate(stages.backward):
+            for write in problem.ops[index].writes:
+                first.setdefault(problem.values[write].storage, position)
+            for read in problem.ops[index].reads:
+                producer = problem.values[read].producer
+                if producer >= 0 and problem.ops[producer].phase is Phase.BACKWARD:
+                    reads.setdefault(problem.values[read].storage, []).append(position)
+        through, starting = [0] * len(stages), [0] * len(stages)
         for storage, made in first.items():
-            if made >= start or problem.storages[storage].holder is not Holder.GRAPH:
-                continue
             places = reads.get(storage, [])
-            after = storage in gradients or any(p >= stop for p in places)
-            inside = any(start <= p < stop for p in places)
-            if after and not inside:
-                total += problem.storages[storage].size_bytes
-        result.append(total)
+            last = len(stages.backward) if storage in gradients else max(places, default=-1)
+            for stage, (start, stop) in enumerate(stages.windows):
+                if made < start <= last:
+                    starting[stage] += self._graph_bytes(storage)
+                    inside = any(start <= p < stop for p in places)
+                    if not inside and last >= stop:
+                        through[stage] += self._graph_bytes(storage)
+        return through, starting
+
+
+def _unit_bytes(problem: Problem, range_bytes: int, sizes: list[int], stages: int) -> int:
+    """A divisor of all sizes; else, of the units for which there is time, the one that rounds ``sizes`` the least."""
+    common = math.gcd(*(s.size_bytes for s in problem.storages if s.holder is not Holder.CALLER), 0)
+    units = min(MOST_UNITS, max(LEAST_UNITS, int(MOST_WORK / stages**3)))
+    least = max(1, -(-range_bytes // units))
+    if common >= least or least < UNITS_TRIED:
+        return max(common, least)
+    offered = np.linspace(least, 2 * least, UNITS_TRIED, endpoint=False).astype(np.int64)
+    known = np.array([s for s in sizes if s >= least], dtype=np.int64)
+    rounded = (2 * known[None] + offered[:, None]) // (2 * offered[:, None]) * offered[:, None]
+    return int(offered[np.abs(rounded - known).sum(axis=1).argmin()])
+
+
+def _shifted(seconds: Seconds, units: int) -> Seconds:
+    """``seconds`` with ``units`` less room."""
+    result = np.full_like(seconds, np.inf)
+    if units < len(seconds):
+        result[units:] = seconds[: len(seconds) - units]
     return result
 
 
-@dataclass(frozen=True, eq=False)
-class _Labels:
-    """Ways to reach the start of a stage: ``kept[i]`` bytes for ``seconds[i]``, more bytes always for fewer seconds.
-
-    Label ``i`` comes from label ``before[i]`` of stage ``first[i]`` over its ``option[i]``-th option.
-    """
-
-    kept: npt.NDArray[np.int64]
-    seconds: npt.NDArray[np.float64]
-    first: npt.NDArray[np.int64]
-    option: npt.NDArray[np.int64]
-    before: npt.NDArray[np.int64]
-
-
-def _solve(programme: Programme, budget_bytes: int) -> Choice | None:
-    stages, options = programme.stages, programme.options
-    count = len(stages)
-    zero = np.zeros(1, dtype=np.int64)
-    reached = [_Labels(zero, np.zeros(1), zero, zero, zero)]
-    crossing = [_crossing_bytes(programme, stages.crossing[k]) for k in range(count)]
-    for stop in range(1, count + 1):
-        offers: list[_Labels] = []
-        for first in range(stop):
-            labels = reached[first]
-            if not len(labels.kept):
-                continue
-            entering = 0
-            if stop < count:
-                new = set(stages.crossing[stop]) - set(stages.crossing[first])
-                entering = sum(crossing[stop][v] for v in sorted(new))
-            for number, option in enumerate(options.get((first, stop), ())):
-                fits = int(
-                    np.searchsorted(labels.kept, _room(programme, first, stop, option, budget_bytes), "right")
-                )
-                if fits:
-                    offers.append(
-                        _Labels(
-                            labels.kept[:fits] + (option.kept_bytes + entering),
-                            labels.seconds[:fits] + option.seconds,
-                            np.full(fits, first),
-                            np.full(fits, number),
-                            np.arange(fits),
-                        )
-                    )
-        reached.append(_prune(offers, budget_bytes))
-    if not len(reached[count].kept):
-        return None
-    return _trace(programme, reached)
-
-
-def _room(programme: Programme, first: int, stop: int, option: Option, budget_bytes: int) -> int:
-    """The bytes that may be kept before the segment so that it stays under the budget; may be negative."""
-    fixed = max(programme.fixed_backward[k] for k in range(first, stop))
-    return budget_bytes - max(
-        programme.fixed_forward[first] + option.forward_bytes, fixed + option.backward_bytes
-    )
-
-
-def _prune(offers: list[_Labels], budget_bytes: int) -> _Labels:
-    """Drop labels that another one beats; of those in one bucket of bytes keep the fastest."""
-    empty = np.zeros(0, dtype=np.int64)
-    if not offers:
-        return _Labels(empty, np.zeros(0), empty, empty, empty)
-    kept = np.concatenate([o.kept for o in offers])
-    seconds = np.concatenate([o.seconds for o in offers])
-    order = np.lexsort((kept, seconds))
-    lowest = np.minimum.accumulate(kept[order])
-    first_of_kind = np.ones(len(order), dtype=bool)
-    first_of_kind[1:] = lowest[1:] < lowest[:-1]
-    order = order[first_of_kind]
-    if len(order) > LABELS:
-        bucket = (kept[order].astype(np.float64) / budget_bytes * LABELS).astype(np.int64)
-        change = np.ones(len(order), dtype=bool)
-        change[1:] = bucket[1:] != bucket[:-1]
-        order = order[change]
-    order = order[::-1]
-
-    def pick(field: str) -> npt.NDArray[np.int64]:
-        return np.concatenate([getattr(o, field) for o in offers])[order]
-
-    return _Labels(kept[order], seconds[order], pick("first"), pick("option"), pick("before"))
-
-
-def _crossing_bytes(programme: Programme, values: tuple[int, ...]) -> dict[int, int]:
-    problem = programme.problem
-    outputs = {problem.values[v].storage for v in problem.forward_outputs}
-    return {
-        v: 0
-        if problem.values[v].storage in outputs
-        else problem.storages[problem.values[v].storage].size_bytes
-        for v in values
-    }
-
-
-def _trace(programme: Programme, reached: list[_Labels]) -> Choice:
-    stage = len(programme.stages)
-    label = int(reached[stage].seconds.argmin())
-    seconds = float(reached[stage].seconds[label])
-    chosen: list[tuple[int, int, Option]] = []
-    while stage > 0:
-        labels = reached[stage]
-        first = int(labels.first[label])
-        chosen.append((first, stage, programme.options[first, stage][int(labels.option[label])]))
-        stage, label = first, int(labels.before[label])
-    saved: set[int] = set()
-    for first, _, option in chosen:
-        saved.update(option.saved)
-        saved.update(programme.stages.crossing[first])
-    return Choice(tuple(reversed(chosen)), tuple(sorted(saved)), seconds)
+def _shifted_rows(rows: Seconds, units: list[int]) -> Seconds:
+    """Each row with its own number of units less room."""
+    if len(set(units)) > 1:
+        return np.stack([_shifted(row, u) for row, u in zip(rows, units, strict=True)])
+    result = np.full_like(rows, np.inf)
+    if units[0] < rows.shape[1]:
+        result[:, units[0] :] = rows[:, : rows.shape[1] - units[0]]
+    return result

@@ -98,6 +98,14 @@ def recompute_seconds(problem: Problem) -> list[float]:
     ]
 
 
+def saving_seconds(problem: Problem) -> list[float]:
+    """What it costs to save the results of each op: the traffic of those that would otherwise have no buffer."""
+    return [
+        max(op.seconds - op.fused_seconds, 0.0) if inside else 0.0
+        for op, inside in zip(problem.ops, _inside_readers(problem), strict=True)
+    ]
+
+
 def _inside_readers(problem: Problem) -> list[bool]:
     """For each op, whether a copy of it would live inside the kernels that read it."""
     return [
@@ -131,7 +139,7 @@ class CutGraph:
         self._edges: list[Edge] = []
         self._op_vertex: dict[int, int] = {}
         self._value_vertex: dict[int, int] = {}
-        self._inside = _inside_readers(problem)
+        self._save_seconds = saving_seconds(problem)
         self._again = recompute_seconds(problem)
         self._build()
         pairs = [(tail, head) for tail, head, *_ in self._edges]
@@ -191,8 +199,7 @@ class CutGraph:
         if write in self._free or storage.holder is not Holder.GRAPH:
             return (vertex, head, 0.0, 0.0, "")
         index = problem.values[write].producer
-        traffic = max(op.seconds - op.fused_seconds, 0.0) if self._inside[index] else 0.0
-        return (vertex, head, traffic, float(storage.size_bytes), "")
+        return (vertex, head, self._save_seconds[index], float(storage.size_bytes), "")
 
     def _need(self, values: Collection[int], reason: str) -> None:
         for value in dict.fromkeys(values):

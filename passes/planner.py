@@ -8,23 +8,40 @@
 """
 
 import logging
+import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from graphremat.passes.chain import Programme, make_programme
+from graphremat.passes.bound import Bound
+from graphremat.passes.chain import Programme, instructions
 from graphremat.passes.cut import CutGraph
+from graphremat.passes.garbage import garbage_left
 from graphremat.passes.plan import Plan, check_plan
-from graphremat.passes.problem import Holder, Problem
-from graphremat.passes.refine import refine
+from graphremat.passes.problem import Problem
 from graphremat.passes.replay import Replay, replay
 from graphremat.passes.schedule import ScheduleError, schedule
-from graphremat.passes.segments import segment_options
+from graphremat.passes.search import RULES, Search, State
+from graphremat.passes.segments import segment_choices
 from graphremat.passes.stages import find_stages
 
 log = logging.getLogger("graphremat.planner")
 
-SEARCH_STEPS = 12
-"""Halvings in the search for the lowest budget of the programme: 1/4096 of the range."""
+PLAN_WORK = 150_000
+"""Ops replayed for plans of the programme over stages: a large graph gets fewer plans, at least ``LEAST_PLANS``."""
+LEAST_PLANS = 12
+SEARCH_WORK = 200_000
+"""Ops replayed by the local search in all: it looks at many plans of a small graph and at few of a large one."""
+MOST_LOOKS = 2_000
+LEAST_LOOKS = 100
+"""Below this the local search is not begun."""
+WIDE_LOOKS = 1_000
+"""From this on the search looks at every move, below at the most promising ``NARROW_WIDTH``."""
+NARROW_WIDTH = 6
+NEAREST = 3
+"""Plans from which the search for a budget starts."""
+TARGETS = 12
+"""Peaks below the lowest known one that are tried."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +57,17 @@ class Frontier:
     """Plans from the fastest to the one of lowest peak: every next one has a lower peak and takes longer."""
 
     candidates: tuple[Candidate, ...]
+    bound: Bound | None = None
+
+    def gap(self, place: int) -> float:
+        """How far the plan at a place may be from the best under its own peak, as a share of its seconds; 0 is optimal.
+
+        It is the lower bound's word: the best plan may well be slower than the bound.
+        """
+        run = self.candidates[place].replay
+        if self.bound is None or run.seconds <= 0:
+            return 1.0
+        return max(0.0, 1.0 - self.bound.seconds(run.peak_bytes) / run.seconds)
 
     def under(self, budget_bytes: int) -> int | None:
         """Place of the fastest plan whose replayed peak is at most ``budget_bytes``."""
@@ -49,26 +77,48 @@ class Frontier:
         return None
 
 
-def plan_frontier(problem: Problem, *, most: int = 24, seeds: Sequence[Plan] = ()) -> Frontier:
+@garbage_left()
+def plan_frontier(
+    problem: Problem,
+    *,
+    most: int = 64,
+    seeds: Sequence[Plan] = (),
+    most_recomputations: int | None = 2,
+    time_limit_seconds: float = math.inf,
+) -> Frontier:
     """Plan ``problem`` for all budgets at once.
 
     Args:
         problem: what to plan.
         most: plans to keep, at least 2.
         seeds: plans from elsewhere that compete with ours (torch's own, say).
+        most_recomputations: how often an op may run again, at least 1; None for as often as it pays.
+        time_limit_seconds: after it no further plan is tried. Without it the same problem gives the same plans.
 
     Raises:
         graphremat.passes.cut.NoCut: the backward needs something that can neither be saved nor recomputed.
     """
+    deadline = time.monotonic() + time_limit_seconds
     found = [judge(problem, plan) for plan in seeds]
-    hull = CutGraph(problem).hull(most)
+    plans = min(most, max(LEAST_PLANS, PLAN_WORK // max(1, len(problem.ops))))
+    hull = CutGraph(problem).hull(plans)
     found += [judge(problem, schedule(problem, cut.saved, "cut of the whole graph")) for cut in hull]
-    stages = find_stages(problem)
-    if len(stages) > 1:
-        programme = make_programme(problem, stages, segment_options(problem, stages))
-        highest = max(c.replay.peak_bytes for c in found)
-        found += _sweep(problem, programme, highest, most)
-    return Frontier(_pareto(found, most))
+    highest = max(c.replay.peak_bytes for c in found)
+    if time.monotonic() < deadline:
+        found += _chain_plans(problem, highest, plans, most_recomputations, deadline)
+    bound = Bound(problem)
+    looks = min(MOST_LOOKS, SEARCH_WORK // max(1, len(problem.ops)))
+    if looks >= LEAST_LOOKS:
+        width = None if looks >= WIDE_LOOKS else NARROW_WIDTH
+        search = Search(
+            problem,
+            most_looks=looks,
+            most_recomputations=most_recomputations,
+            width=width,
+            deadline=deadline,
+        )
+        found += _searched(search, found, bound.lowest_bytes, plans)
+    return Frontier(_pareto(found, most), bound)
 
 
 def judge(problem: Problem, plan: Plan) -> Candidate:
@@ -77,39 +127,61 @@ def judge(problem: Problem, plan: Plan) -> Candidate:
     return Candidate(plan, replay(problem, plan))
 
 
-def _sweep(problem: Problem, programme: Programme, highest_bytes: int, most: int) -> list[Candidate]:
-    """Solve the programme at ``most`` budgets between the lowest that works and ``highest_bytes``."""
-    low, high = _floor(problem), highest_bytes
-    if programme.solve(high) is None:
-        high *= 2
-    if programme.solve(high) is None:
+def _chain_plans(
+    problem: Problem, highest_bytes: int, most: int, most_recomputations: int | None, deadline: float
+) -> list[Candidate]:
+    """Plans of the programme over stages, at ``most`` of its budgets; none where there is one stage only."""
+    stages = find_stages(problem)
+    if len(stages) < 2:
         return []
-    for _ in range(SEARCH_STEPS):
-        middle = (low + high) // 2
-        if programme.solve(middle) is None:
-            low = middle
-        else:
-            high = middle
-    lowest = high
-    found: dict[tuple[int, ...], Candidate] = {}
-    for step in range(most):
-        budget = lowest + (max(highest_bytes, lowest) - lowest) * step // max(1, most - 1)
+    choices = segment_choices(problem, stages)
+    programme = Programme(problem, stages, choices, highest_bytes, most_recomputations)
+    found: dict[Plan, Candidate] = {}
+    for budget in programme.budgets(most):
+        if time.monotonic() >= deadline:
+            break
         choice = programme.solve(budget)
-        if choice is None or choice.saved in found:
-            continue
+        assert choice is not None
+        steps = instructions(choice, problem, stages)
         try:
-            plan = schedule(problem, choice.saved, f"{len(choice.segments)} segments")
+            plan = schedule(problem, choice.saved, f"{len(choice.segments)} segments", steps)
         except ScheduleError as error:
-            log.warning("a choice of the programme over segments is left out: %s", error)
+            log.warning("a choice of the programme over stages is left out: %s", error)
             continue
-        found[choice.saved] = judge(problem, refine(problem, plan, budget))
+        if plan not in found:
+            found[plan] = judge(problem, plan)
     return list(found.values())
 
 
-def _floor(problem: Problem) -> int:
-    """Bytes that no plan gets below: what the caller holds and the gradients."""
-    engine = sum(s.size_bytes for s in problem.storages if s.holder is Holder.ENGINE)
-    return problem.input_bytes + max(problem.gradient_bytes, engine)
+def _searched(search: Search, found: list[Candidate], floor_bytes: int, most: int) -> list[Candidate]:
+    """Every plan that the local search looks at on its way down from the highest budget, and below the lowest."""
+    starts = [search.start(), *(search.resume(c.plan) for c in _pareto(found, most))]
+    known = [s for s in starts if s is not None]
+    if not known:
+        return []
+    low, high = (pick(s.replay.peak_bytes for s in known) for pick in (min, max))
+    for budget in reversed(_evenly(low, high, most)):
+        known += _improved(search, known, budget)
+    for budget in reversed(_evenly(floor_bytes, min(s.replay.peak_bytes for s in known), TARGETS)[:-1]):
+        known += _improved(search, known, budget)
+    return [Candidate(s.plan, s.replay) for s in search.states]
+
+
+def _improved(search: Search, known: list[State], budget_bytes: int) -> list[State]:
+    """The best plan under a budget that the search finds from the known plans nearest to it; none if it finds none."""
+    over = sorted((s for s in known if s.replay.peak_bytes > budget_bytes), key=lambda s: s.replay.peak_bytes)
+    origins = dict.fromkeys([*over[:NEAREST], *known[:1]])
+    tried = [search.tighten(s, budget_bytes, rule) for s in origins for rule in RULES]
+    under = [s for s in (*tried, *known) if s is not None and s.replay.peak_bytes <= budget_bytes]
+    if not under:
+        return []
+    best = sorted(dict.fromkeys(under), key=lambda s: s.rank)[:NEAREST]
+    loose = min((search.loosen(s, budget_bytes) for s in best), key=lambda s: s.rank)
+    return [search.exchange(loose, budget_bytes)]
+
+
+def _evenly(low: int, high: int, most: int) -> list[int]:
+    return [low + (high - low) * k // (most - 1) for k in range(most)]
 
 
 def _pareto(found: list[Candidate], most: int) -> tuple[Candidate, ...]:

@@ -281,7 +281,7 @@ def replay(problem: Problem, plan: Plan) -> Replay:
     written = written[exists[written]]
     wanted = np.full(tape.length, -1, dtype=np.int64)
     wanted[first[written]] = size[written]
-    dying = np.flatnonzero(exists & (first < last))
+    dying = np.flatnonzero(~given_out & (first < last))
     dying = dying[size[dying] == wanted[last[dying]]]
     curve[np.unique(last[dying])] -= wanted[np.unique(last[dying])]
 

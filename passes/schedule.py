@@ -1,10 +1,22 @@
 """From a choice of saved values to a plan: when each recomputation runs. Free of torch.
 
 The backward keeps the order of the joint graph, which is the order of the autograd engine. A value that is missing when
-an op needs it is recomputed just before that op, with whatever it needs in turn, once, and stays until its last reader.
+an op needs it is recomputed just before that op, with whatever it needs in turn, and stays until its last reader. What
+else a plan may want is said by instructions: to make a value early, or to forget it between two readers, so that it is
+made once more.
+
+    >>> from graphremat.passes.testing import chain
+    >>> problem = chain(3)
+    >>> names = lambda plan: [problem.ops[i].name for i in plan.backward]
+    >>> names(schedule(problem, []))
+    ['layer0', 'layer1', 'grad2_0', 'grad1_0', 'grad0_0']
+    >>> names(schedule(problem, [], instructions=[Run((3,)), Forget((1,)), Run((4, 5))]))
+    ['layer0', 'layer1', 'grad2_0', 'layer0', 'grad1_0', 'grad0_0']
 """
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Phase, Problem
@@ -31,11 +43,78 @@ def forward_order(problem: Problem, saved: Iterable[int]) -> tuple[int, ...]:
     return tuple(i for i, n in enumerate(needed) if n)
 
 
+@dataclass(frozen=True)
+class Make:
+    """Recompute these values now, with whatever they need, unless they are there."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Take these values for gone from now on; a later reader has them recomputed."""
+
+    values: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Run these ops of the backward, each with a :class:`Make` of its operands before it."""
+
+    ops: tuple[int, ...]
+
+
+Instruction: TypeAlias = Make | Forget | Run
+
+
+class _Order:
+    """The order of a backward as it grows, and the values that are there."""
+
+    def __init__(self, problem: Problem, available: list[bool]) -> None:
+        self.problem = problem
+        self.available = available
+        self.order: list[int] = []
+
+    def make(self, values: Iterable[int], reader: str) -> None:
+        """Run what is missing of ``values``, in the order of the joint graph."""
+        missing = [v for v in values if not self.available[v]]
+        if not missing:
+            return
+        ops, producers = self.problem.ops, self.problem.values
+        needed: set[int] = set()
+        while missing:
+            value = missing.pop()
+            index = producers[value].producer
+            if self.available[value] or index in needed:
+                continue
+            op = ops[index]
+            if op.phase is Phase.BACKWARD:
+                raise ScheduleError(f"{reader} reads {producers[value].name} before {op.name} has run")
+            if op.keep:
+                raise ScheduleError(
+                    f"{reader} needs {producers[value].name}, which is not saved; {op.name}: {op.keep}"
+                )
+            needed.add(index)
+            missing.extend(op.reads)
+        for index in sorted(needed):
+            self.run(index)
+
+    def run(self, index: int) -> None:
+        """Run one op whose operands are there."""
+        self.order.append(index)
+        for write in self.problem.ops[index].writes:
+            self.available[write] = True
+
+    def forget(self, values: Iterable[int]) -> None:
+        """Take ``values`` and their views for gone, graph inputs excepted."""
+        for value in values:
+            if self.problem.values[value].producer >= 0:
+                for gone in (value, *self.problem.views[value]):
+                    self.available[gone] = False
+
+
 def lazy_order(
-    problem: Problem,
-    available: list[bool],
-    targets: Sequence[int],
-    outputs: Sequence[int] = (),
+    problem: Problem, available: list[bool], targets: Sequence[int], outputs: Sequence[int] = ()
 ) -> list[int]:
     """The ops to run so that the backward ops ``targets`` can run in order and ``outputs`` exist at the end.
 
@@ -44,45 +123,25 @@ def lazy_order(
     Raises:
         ScheduleError: a missing value must not be recomputed.
     """
-    ops, values = problem.ops, problem.values
-    order: list[int] = []
+    return _follow(problem, available, [Run(tuple(targets))], outputs)
 
-    def make(missing: list[int], reader: str) -> None:
-        needed: set[int] = set()
-        pending = list(missing)
-        while pending:
-            value = pending.pop()
-            if available[value]:
-                continue
-            index = values[value].producer
-            if index in needed:
-                continue
-            op = ops[index]
-            if op.phase is Phase.BACKWARD:
-                raise ScheduleError(f"{reader} reads {values[value].name} before {op.name} has run")
-            if op.keep:
-                raise ScheduleError(
-                    f"{reader} needs {values[value].name}, which is not saved; {op.name}: {op.keep}"
-                )
-            needed.add(index)
-            pending.extend(op.reads)
-        for index in sorted(needed):
-            run(index)
 
-    def run(index: int) -> None:
-        order.append(index)
-        for write in ops[index].writes:
-            available[write] = True
-
-    for index in targets:
-        missing = [r for r in ops[index].reads if not available[r]]
-        if missing:
-            make(missing, ops[index].name)
-        run(index)
-    missing = [v for v in outputs if not available[v]]
-    if missing:
-        make(missing, "the backward's output")
-    return order
+def _follow(
+    problem: Problem, available: list[bool], instructions: Iterable[Instruction], outputs: Sequence[int]
+) -> list[int]:
+    order = _Order(problem, available)
+    for instruction in instructions:
+        match instruction:
+            case Run(ops):
+                for index in ops:
+                    order.make(problem.ops[index].reads, problem.ops[index].name)
+                    order.run(index)
+            case Make(values):
+                order.make(values, "the plan")
+            case Forget(values):
+                order.forget(values)
+    order.make(outputs, "the backward's output")
+    return order.order
 
 
 def backward_ops(problem: Problem) -> list[int]:
@@ -90,10 +149,16 @@ def backward_ops(problem: Problem) -> list[int]:
     return [i for i, op in enumerate(problem.ops) if op.phase is Phase.BACKWARD]
 
 
-def schedule(problem: Problem, saved: Iterable[int], origin: str = "") -> Plan:
-    """The plan that saves ``saved`` and recomputes everything else that the backward needs, once, when it is needed.
+def schedule(
+    problem: Problem,
+    saved: Iterable[int],
+    origin: str = "",
+    instructions: Iterable[Instruction] | None = None,
+) -> Plan:
+    """The plan that saves ``saved`` and recomputes everything else that the backward needs, when it is needed.
 
-    Saved values that the backward does not read are dropped from the plan.
+    Without ``instructions`` nothing is recomputed twice. With them the backward follows them; together they must run
+    every op of the backward once. Saved values that the backward does not read are dropped from the plan.
 
     Raises:
         ScheduleError: something that is needed can neither be had from ``saved`` nor be recomputed.
@@ -102,7 +167,9 @@ def schedule(problem: Problem, saved: Iterable[int], origin: str = "") -> Plan:
     available = [value.producer < 0 for value in problem.values]
     for value in kept:
         available[value] = True
-    backward = lazy_order(problem, available, backward_ops(problem), problem.backward_outputs)
+    if instructions is None:
+        instructions = [Run(tuple(backward_ops(problem)))]
+    backward = _follow(problem, available, instructions, problem.backward_outputs)
     read = {r for i in backward for r in problem.ops[i].reads} | set(problem.backward_outputs)
     used = tuple(sorted(v for v in kept if v in read and problem.values[v].producer >= 0))
     return Plan(used, forward_order(problem, used), tuple(backward), origin)

@@ -4,22 +4,19 @@ A segment's own parametric cut gives its options; each is scheduled and replayed
 that are equal (same ops, sizes, costs and wiring) are solved once.
 """
 
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass, replace
 
-from graphremat.passes.cut import INFINITE, CutGraph, NoCut
-from graphremat.passes.plan import Plan
+from graphremat.passes.cut import INFINITE, CutGraph, NoCut, recompute_seconds, saving_seconds
 from graphremat.passes.problem import Phase, Problem
 from graphremat.passes.replay import Replay, replay
 from graphremat.passes.schedule import ScheduleError, schedule
 from graphremat.passes.stages import Segment, Stages, cut_out
 
-FULL_HULL_STAGES = 4
-"""Segments of at most this many stages get the whole hull of their cut; longer ones only the cut of fewest bytes."""
+LONGEST = 4
+"""Stages of the longest segment with choices of its own; the programme makes longer ones of several."""
 MOST_CUTS = 10
 """Cuts solved for one segment's hull."""
-MOST_WORK = 150_000
-"""Ops cut out and replayed for segments of several stages; longer segments are left out beyond it."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +24,8 @@ class Option:
     """One way to treat a segment. All bytes are over what is kept before the segment starts.
 
     ``saved`` are values of the whole problem, what crosses into the next segment not among them. ``forward_bytes`` and
-    ``backward_bytes`` are the highest points of the segment's own curve.
+    ``backward_bytes`` are the highest points of the segment's own curve. ``sweep_seconds`` is what it takes to make
+    ``saved`` and what crosses once more from what enters the segment; infinite where that cannot be.
     """
 
     saved: tuple[int, ...]
@@ -35,66 +33,85 @@ class Option:
     seconds: float
     forward_bytes: int
     backward_bytes: int
+    sweep_seconds: float
 
 
-def segment_options(problem: Problem, stages: Stages) -> dict[tuple[int, int], list[Option]]:
-    """Options of every segment ``(first, stop)`` that is worth a look; single stages are always there."""
+@dataclass(frozen=True)
+class Choices:
+    """The options of a segment, and the seconds to make once more what crosses into the next from what enters it."""
+
+    options: tuple[Option, ...]
+    sweep_seconds: float
+
+
+def segment_choices(problem: Problem, stages: Stages) -> dict[tuple[int, int], Choices]:
+    """Choices of every segment ``(first, stop)`` that is worth a look; single stages are always there."""
     classes = _stage_classes(problem, stages)
-    solved: dict[Hashable, tuple[Segment, list[tuple[tuple[int, ...], Option]]]] = {}
-    result: dict[tuple[int, int], list[Option]] = {}
-    work = 0
-    for length in range(1, len(stages) + 1):
+    solved: dict[Hashable, tuple[Segment, Choices]] = {}
+    result: dict[tuple[int, int], Choices] = {}
+    for length in range(1, min(LONGEST, len(stages)) + 1):
         for first in range(len(stages) - length + 1):
             stop = first + length
             key = (*classes[first:stop], stop == len(stages))
             if key not in solved:
-                if length > 1 and work > MOST_WORK:
-                    return result
                 segment = cut_out(problem, stages, first, stop)
-                work += len(segment.problem.ops)
                 solved[key] = (segment, _solve(segment))
-            twin, options = solved[key]
-            if twin.first == first:
-                result[first, stop] = [option for _, option in options]
-            else:
-                result[first, stop] = _translate(problem, stages, twin, first, stop, options)
+            twin, choices = solved[key]
+            result[first, stop] = (
+                choices if twin.first == first else _translate(problem, stages, twin, first, stop, choices)
+            )
     return result
 
 
-def _solve(segment: Segment) -> list[tuple[tuple[int, ...], Option]]:
-    """The segment's options, those that another one beats in everything left out; with their saved values as indices of
-    the segment's problem."""
-    graph = CutGraph(segment.problem, segment.next_crossing)
-    try:
-        if segment.stop - segment.first <= FULL_HULL_STAGES:
-            cuts = graph.hull(MOST_CUTS)
-        else:
-            cuts = [graph.solve(INFINITE)]
-    except NoCut:
-        return []
-    options: list[tuple[tuple[int, ...], Option]] = []
+def _solve(segment: Segment) -> Choices:
+    """The segment's options, those that another one beats in everything left out."""
+    problem = segment.problem
     crossing = set(segment.next_crossing)
+    graph = CutGraph(problem, crossing)
+    try:
+        cuts = graph.hull(MOST_CUTS)
+    except NoCut:
+        cuts = []
+    saving = saving_seconds(problem)
+    options: list[Option] = []
     for cut in cuts:
         try:
-            plan = schedule(segment.problem, {*cut.saved, *crossing})
+            plan = schedule(problem, {*cut.saved, *crossing})
         except ScheduleError:
             continue
-        run = replay(segment.problem, plan)
+        run = replay(problem, plan)
         kept = tuple(v for v in plan.saved if v not in crossing)
-        option = Option(
-            saved=tuple(segment.value_of[v] for v in kept if v in segment.value_of),
-            kept_bytes=_kept_bytes(segment.problem, kept),
-            seconds=run.recompute_seconds + _saving_seconds(segment.problem, plan),
-            forward_bytes=_highest(run, Phase.FORWARD),
-            backward_bytes=_highest(run, Phase.BACKWARD),
+        options.append(
+            Option(
+                saved=tuple(segment.value_of[v] for v in kept if v in segment.value_of),
+                kept_bytes=_kept_bytes(problem, kept),
+                seconds=run.recompute_seconds + sum(saving[problem.values[v].producer] for v in kept),
+                forward_bytes=_highest(run, Phase.FORWARD),
+                backward_bytes=_highest(run, Phase.BACKWARD),
+                sweep_seconds=_sweep_seconds(problem, (*kept, *segment.next_crossing)),
+            )
         )
-        options.append((kept, option))
-    return [(k, o) for k, o in options if not any(_beats(other, o) for _, other in options)]
+    best = tuple(o for o in options if not any(_beats(other, o) for other in options))
+    return Choices(best, _sweep_seconds(problem, segment.next_crossing))
+
+
+def _sweep_seconds(problem: Problem, values: Iterable[int]) -> float:
+    """Seconds to make ``values`` from the segment's inputs a second time."""
+    again = recompute_seconds(problem)
+    pending, needed = list(values), set[int]()
+    while pending:
+        index = problem.values[pending.pop()].producer
+        if index >= 0 and index not in needed:
+            if problem.ops[index].keep:
+                return INFINITE
+            needed.add(index)
+            pending.extend(problem.ops[index].reads)
+    return sum(again[index] for index in sorted(needed))
 
 
 def _beats(a: Option, b: Option) -> bool:
-    mine = (a.kept_bytes, a.seconds, a.forward_bytes, a.backward_bytes)
-    theirs = (b.kept_bytes, b.seconds, b.forward_bytes, b.backward_bytes)
+    mine = (a.kept_bytes, a.seconds, a.forward_bytes, a.backward_bytes, a.sweep_seconds)
+    theirs = (b.kept_bytes, b.seconds, b.forward_bytes, b.backward_bytes, b.sweep_seconds)
     return mine != theirs and all(x <= y for x, y in zip(mine, theirs, strict=True))
 
 
@@ -102,18 +119,6 @@ def _kept_bytes(problem: Problem, values: tuple[int, ...]) -> int:
     storages = {problem.values[v].storage for v in values}
     outputs = {problem.values[v].storage for v in problem.forward_outputs}
     return sum(problem.storages[s].size_bytes for s in storages - outputs)
-
-
-def _saving_seconds(problem: Problem, plan: Plan) -> float:
-    """Writing saved values that a fusing compiler would otherwise never write."""
-    if not problem.fuses:
-        return 0.0
-    seconds = 0.0
-    for value in plan.saved:
-        op = problem.ops[problem.values[value].producer]
-        if op.kind.value == "fusible":
-            seconds += max(op.seconds - op.fused_seconds, 0.0)
-    return seconds
 
 
 def _highest(run: Replay, phase: Phase) -> int:
@@ -174,14 +179,9 @@ def _stage_classes(problem: Problem, stages: Stages) -> list[Hashable]:
 
 
 def _translate(
-    problem: Problem,
-    stages: Stages,
-    twin: Segment,
-    first: int,
-    stop: int,
-    options: list[tuple[tuple[int, ...], Option]],
-) -> list[Option]:
-    """The options of an equal segment, in terms of this one's values: ops stand at the same places in both."""
+    problem: Problem, stages: Stages, twin: Segment, first: int, stop: int, choices: Choices
+) -> Choices:
+    """The choices of an equal segment, in terms of this one's values: ops stand at the same places in both."""
     mine = _values_in_order(problem, stages, first, stop)
     theirs = _values_in_order(problem, stages, twin.first, twin.stop)
     if len(mine) != len(theirs):
@@ -189,11 +189,12 @@ def _translate(
             f"segments {twin.first}..{twin.stop} and {first}..{stop} have equal keys but unequal values"
         )
     to_mine = dict(zip(theirs, mine, strict=True))
-    return [
-        Option(tuple(to_mine[v] for v in o.saved), o.kept_bytes, o.seconds, o.forward_bytes, o.backward_bytes)
-        for _, o in options
+    options = (
+        replace(o, saved=tuple(to_mine[v] for v in o.saved))
+        for o in choices.options
         if all(v in to_mine for v in o.saved)
-    ]
+    )
+    return replace(choices, options=tuple(options))
 
 
 def _values_in_order(problem: Problem, stages: Stages, first: int, stop: int) -> list[int]:

@@ -7,7 +7,7 @@ consecutive stages; its own little problem can be cut out of the large one, plan
     >>> from graphremat.passes.testing import chain
     >>> stages = find_stages(chain(length=6))
     >>> len(stages.starts), stages.windows[0]
-    (5, (4, 6))
+    (6, (5, 6))
 """
 
 import itertools
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Phase, Problem, Storage, Value
 
-MOST_STAGES = 48
+MOST_STAGES = 128
 """A chain of more narrow places is thinned to at most this many stages; the programme is quadratic in it."""
 NARROW = 1.5
 """A place counts as narrow when at most this many times the bytes of the median local minimum cross it."""
@@ -111,8 +111,10 @@ def _thin(problem: Problem, forward: tuple[int, ...], places: list[int], most: i
 
 
 def _stage_of(problem: Problem, forward: tuple[int, ...], starts: list[int]) -> list[int]:
-    """The stage of each op; an op that only the backward needs belongs where its latest operand is made, -1 if it reads
-    graph inputs alone."""
+    """The stage of each op; an op that only the backward needs belongs where its latest operand is made.
+
+    -1 for such an op if it reads graph inputs alone, and for constants: they can be made anywhere.
+    """
     stage_of = [-1] * len(problem.ops)
     bounds = [*starts[1:], len(forward)]
     stage = 0
@@ -121,27 +123,25 @@ def _stage_of(problem: Problem, forward: tuple[int, ...], starts: list[int]) -> 
             stage += 1
         stage_of[index] = stage
     for index, op in enumerate(problem.ops):
-        if op.phase is Phase.EITHER:
-            producers = [problem.values[r].producer for r in op.reads]
-            stage_of[index] = max((stage_of[p] for p in producers if p >= 0), default=-1)
+        producers = [problem.values[r].producer for r in op.reads]
+        latest = max((stage_of[p] for p in producers if p >= 0), default=-1)
+        constant = latest < 0 and all(p >= 0 for p in producers) and not op.keep
+        if op.phase is Phase.EITHER or (op.phase is Phase.FORWARD and constant):
+            stage_of[index] = latest
     return stage_of
 
 
 def _windows(
     problem: Problem, backward: tuple[int, ...], stage_of: list[int], count: int
 ) -> list[tuple[int, int]]:
-    """The window of stage ``k`` ends with the last op that reads something of stage ``k`` or a later one."""
+    """The window of stage ``k`` ends with the last op that reads something of stage ``k`` or a later one.
+
+    A value that enters the next stage belongs to that one: it is kept for it, and there when its window runs.
+    """
+    homes = _homes(problem, stage_of)
     last = [-1] * count
     for position, index in enumerate(backward):
-        deepest = max(
-            (
-                stage_of[problem.values[r].producer]
-                for r in problem.ops[index].reads
-                if problem.values[r].producer >= 0
-                and problem.ops[problem.values[r].producer].phase is not Phase.BACKWARD
-            ),
-            default=-1,
-        )
+        deepest = max((homes[r] for r in problem.ops[index].reads), default=-1)
         if deepest >= 0:
             last[deepest] = position
     windows: list[tuple[int, int]] = []
@@ -151,6 +151,19 @@ def _windows(
         windows.append((before, stop))
         before = stop
     return windows[::-1]
+
+
+def _homes(problem: Problem, stage_of: list[int]) -> list[int]:
+    """For each value the stage whose window is to read it; -1 for inputs and gradients."""
+    homes = [stage_of[v.producer] if v.producer >= 0 else -1 for v in problem.values]
+    entering = list(homes)
+    for index, op in enumerate(problem.ops):
+        if op.phase is Phase.FORWARD:
+            for read in op.reads:
+                base = problem.base[read]
+                if 0 <= homes[base] < stage_of[index]:
+                    entering[base] = homes[base] + 1
+    return [max(entering[problem.base[v]], entering[v]) for v in range(len(homes))]
 
 
 def _unsavable(problem: Problem, value: int) -> bool:
@@ -235,7 +248,7 @@ def cut_out(problem: Problem, stages: Stages, first: int, stop: int) -> Segment:
     end = stages.windows[first][1]
     later = set(stages.backward[end:])
     outliving = {v for v in incoming if v in gradients or any(r in later for r in problem.readers[v])}
-    outputs = {problem.base[v] for v in problem.forward_outputs if problem.values[v].producer in inside}
+    outputs = {b for v in problem.forward_outputs if problem.values[b := problem.base[v]].producer in inside}
     crossing = stages.crossing[stop] if stop < len(stages) else ()
     mine = {problem.base[v] for v in problem.forward_outputs}
     small = builder.build(

@@ -160,17 +160,16 @@ def test_the_stored_states_take_no_more_slots_and_the_published_steps(length: in
 
 @pytest.mark.parametrize("length", [3, 4, 6, 11, 20, 30])
 def test_on_a_chain_the_advances_are_those_of_the_formula(length: int) -> None:
-    """A chain of n layers has n - 1 stages: nothing in the backward reads the last layer's output.
+    """A layer is a stage. With s slots the stages are advanced over t(n, s) times, n - 1 of them in the forward.
 
-    With s slots the stages are advanced over t(n - 1, s) times, n - 2 of them in the forward. A stage has no inside
-    here, so the rest is all that is recomputed.
+    A stage has no inside here, so the rest is all that is recomputed.
     """
     problem = chain(length)
     stages = find_stages(problem)
-    assert len(stages) == length - 1
+    assert len(stages) == length
     for slots in range(1, length):
         again = revolve_plan(problem, slots).recomputed(problem)
-        assert len(again) == fewest_steps(length - 1, slots) - (length - 2)
+        assert len(again) == fewest_steps(length, slots) - (length - 1)
 
 
 def chain_with_inside(length: int) -> Problem:

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphremat.passes.exact import Exact, relax_fusion, solve_exact
+from graphremat.passes.exact import Exact, solve_exact
 from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.planner import plan_frontier
 from graphremat.passes.problem import Builder, Kind, Op, Phase, Problem
+from graphremat.passes.relax import relax_fusion
 from graphremat.passes.replay import replay
 from graphremat.passes.testing import chain
 from tests.passes.brute_force import best_seconds, lowest_peak

@@ -2,16 +2,20 @@
 
 import itertools
 import math
+from collections import Counter
 
 import pytest
 from hypothesis import assume, given, settings
 
+from bench.random_problems import random_problem
+from graphremat.passes.checkpoints import revolve_forward_steps
 from graphremat.passes.cut import NoCut
 from graphremat.passes.planner import Frontier, judge, plan_frontier
-from graphremat.passes.problem import Phase, Problem
+from graphremat.passes.problem import Builder, Kind, Phase, Problem
 from graphremat.passes.schedule import schedule
 from graphremat.passes.stages import cut_out, find_stages
 from graphremat.passes.testing import chain
+from tests.passes.brute_force import best_seconds, lowest_peak
 from tests.passes.problems import problems
 
 
@@ -65,7 +69,7 @@ def test_near_the_best_choice_on_short_chains(internal: int, gradient_bytes: int
 
 def test_a_deep_chain_reaches_the_square_root() -> None:
     length = 100
-    frontier = plan_frontier(chain(length))
+    frontier = plan_frontier(chain(length), most_recomputations=1)
     fastest, lowest = frontier.candidates[0].replay, frontier.candidates[-1].replay
     assert fastest.recompute_seconds == 0
     # Input, output, tangent and about two square roots of layers, 100 bytes each.
@@ -99,6 +103,100 @@ def test_a_segment_has_the_bytes_of_its_part() -> None:
     segment = cut_out(problem, find_stages(problem), 1, 3)
     small = segment.problem
     assert small.input_bytes == 0
-    assert {op.name for op in small.ops} == {"layer1", "layer2", "incoming", "grad2_0", "grad3_0"}
+    assert {op.name for op in small.ops} == {"layer1", "layer2", "incoming", "grad1_0", "grad2_0"}
     assert [small.values[v].name for v in segment.next_crossing] == ["layer2"]
-    assert [small.values[v].name for v in small.backward_outputs] == ["grad2_0"]
+    assert [small.values[v].name for v in small.backward_outputs] == ["grad1_0"]
+
+
+def test_the_limit_on_recomputation_is_kept() -> None:
+    problem = chain(40)
+    lowest = [plan_frontier(problem, most_recomputations=k).candidates[-1] for k in (1, 2, 3, None)]
+    for limit, candidate in zip((1, 2, 3), lowest, strict=False):
+        runs = Counter(candidate.plan.recomputed(problem))
+        assert max(runs.values()) == limit
+    peaks = [c.replay.peak_bytes for c in lowest]
+    assert peaks == sorted(peaks, reverse=True)
+    assert peaks[0] > peaks[-1]
+
+
+def test_a_time_limit_gives_what_was_found_by_then() -> None:
+    problem = chain(40)
+    some = plan_frontier(problem, time_limit_seconds=0.0).candidates
+    assert some
+    assert some[0].replay.seconds == plan_frontier(problem).candidates[0].replay.seconds
+
+
+def revolve_chain(length: int) -> Problem:
+    """What Revolve models: states of one byte, of which the input is given, and a backward that needs one at a time.
+
+    Gradients are of one byte and two are alive at each step of the backward, so beside the states that are kept there
+    are three bytes: the two gradients and the state at work. While states are advanced there are three as well: a
+    gradient, the state that is read and the one that is written.
+    """
+    builder = Builder(fuses=False)
+    states = [builder.input("x0", 0)]
+    for k in range(length):
+        size_bytes = 1 if k < length - 1 else 0
+        made = builder.op(
+            f"step{k}", [states[-1]], Kind.KERNEL, Phase.FORWARD, size_bytes=size_bytes, seconds=1.0
+        )
+        states.append(made)
+    tangent = builder.tangent("tangent", 0)
+    gradient = builder.op("seed", [tangent], Kind.KERNEL, Phase.BACKWARD, size_bytes=1, seconds=1.0)
+    for k in reversed(range(length)):
+        reads = [gradient, states[k]]
+        gradient = builder.op(f"grad{k}", reads, Kind.KERNEL, Phase.BACKWARD, size_bytes=1, seconds=1.0)
+    return builder.build([states[-1]], [gradient])
+
+
+@pytest.mark.parametrize(
+    "length", [2, 3, 5, 10, 20, *(pytest.param(k, marks=pytest.mark.slow) for k in (40, 70, 100))]
+)
+def test_equal_chains_reach_the_binomial_optimum(length: int) -> None:
+    """Griewank and Walther 2000: ``t(l, s)`` steps forward reverse a chain of ``l`` with ``s`` states kept.
+
+    One of the ``s`` is the input, which costs no bytes here; of the steps, ``l - 1`` are those of the forward itself.
+    """
+    problem = revolve_chain(length)
+    frontier = plan_frontier(problem, most=2 * length + 4, most_recomputations=None)
+    for slots in range(1, length + 1):
+        place = frontier.under(slots - 1 + 3)
+        assert place is not None
+        again = len(frontier.candidates[place].plan.recomputed(problem))
+        assert again == revolve_forward_steps(length, slots) - (length - 1), slots
+
+
+@settings(deadline=None, max_examples=60)
+@given(problems(longest=6, fuses=False))
+def test_the_bound_is_below_the_optimum(problem: Problem) -> None:
+    try:
+        frontier = plan_frontier(problem, most_recomputations=None)
+    except NoCut:
+        assume(False)
+    assert frontier.bound is not None
+    for place, candidate in enumerate(frontier.candidates):
+        best = best_seconds(problem, candidate.replay.peak_bytes)
+        assert best is not None
+        assert frontier.bound.seconds(candidate.replay.peak_bytes) <= best + 1e-9
+        assert 0.0 <= frontier.gap(place) <= 1.0
+    assert frontier.bound.lowest_bytes <= lowest_peak(problem)
+
+
+def test_near_the_optimum_on_random_problems() -> None:
+    """Of 60 problems, at the lowest feasible budget and three more."""
+    shares, missed, asked = [], 0, 0
+    for seed in range(60):
+        problem = random_problem(seed, most=7)
+        frontier = plan_frontier(problem, most_recomputations=None)
+        low, high = lowest_peak(problem), frontier.candidates[0].replay.peak_bytes
+        for budget in (low, *((3 * low + high) // 4, (low + high) // 2, (low + 3 * high) // 4)):
+            best, place = best_seconds(problem, budget), frontier.under(budget)
+            asked += 1
+            if place is None:
+                missed += 1
+            else:
+                shares.append(frontier.candidates[place].replay.seconds / best - 1.0)
+    assert min(shares) >= -1e-9
+    assert sorted(shares)[len(shares) // 2] <= 0.005
+    assert sorted(shares)[len(shares) * 95 // 100] <= 0.02
+    assert missed <= asked // 100

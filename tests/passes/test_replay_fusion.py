@@ -136,7 +136,7 @@ class Account:
             alive += sum(size[b.storage] for b, end in last.items() if b.position <= now <= end)
             made = self.made[now]
             if made and op.kind is Kind.FUSIBLE and problem.fuses and self.exists(made[0]):
-                dies = (b for b, end in last.items() if b.position < now == end)
+                dies = (b for b, end in last.items() if b.position < now == end and b not in self.given_out)
                 if any(size[b.storage] == size[made[0].storage] for b in dies):
                     alive -= size[made[0].storage]
             assert run.curve[now] == alive, f"at {now}, {op.name}"

@@ -1,0 +1,390 @@
+"""Local search over plans, judged by the exact replay. Free of torch.
+
+The programme over stages sees a network as a chain; this sees single values. Its moves change when one value is there:
+
+- *evict* it between two of its readers, where it is alive but idle at a moment that is too high, so that the later
+  reader has it recomputed (from the forward on: do not save it);
+- make a recomputed value *early*, while what it is made from is still there;
+- *undo* a recomputation by keeping the value.
+
+``tighten`` brings a plan under a budget by the moves that cost the fewest seconds a byte of overshoot, several together
+where no single one helps; ``loosen`` spends what is left; ``exchange`` undoes one recomputation at the price of others.
+Every plan that was looked at competes for the frontier. The space is that of Checkmate (Jain et al. 2020): the backward
+in its order, before each op any recomputations.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from graphremat.passes.cut import recompute_seconds
+from graphremat.passes.plan import Plan
+from graphremat.passes.problem import Kind, Phase, Problem
+from graphremat.passes.replay import Replay, replay
+from graphremat.passes.schedule import Forget, Instruction, Make, Run, ScheduleError, backward_ops, schedule
+
+BEAM = 8
+"""Plans kept from one move to the next where no single move helps."""
+DEPTH = 4
+"""Moves made together at most."""
+
+Rule: TypeAlias = Literal["ratio", "overshoot", "seconds"]
+RULES: tuple[Rule, ...] = ("ratio", "overshoot", "seconds")
+
+Moment: TypeAlias = tuple[int, int]
+"""``(step, value)``; step ``t`` is the ``t``-th op of the backward with the recomputations before it."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """When values are there: what is saved, what is gone after a step, what is made before it is needed."""
+
+    saved: frozenset[int]
+    gone: frozenset[Moment] = frozenset()
+    early: frozenset[Moment] = frozenset()
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """A retention, the plan it stands for, its replay, and the step of each position of the plan's backward."""
+
+    retention: Retention
+    plan: Plan
+    replay: Replay
+    steps: tuple[int, ...]
+
+    @property
+    def rank(self) -> tuple[float, int]:
+        """Orders states: fewer seconds, then a lower peak."""
+        return self.replay.seconds, self.replay.peak_bytes
+
+
+class Search:
+    """The search on one problem.
+
+    Args:
+        problem: the problem.
+        most_looks: plans that may be replayed in all.
+        most_recomputations: how often an op may run again; None for any number.
+        width: evictions looked at from one plan, the most promising first; None for all.
+        deadline: of ``time.monotonic()``, after which nothing is looked at any more.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        most_looks: int,
+        most_recomputations: int | None = None,
+        width: int | None = None,
+        deadline: float = math.inf,
+    ) -> None:
+        self.problem = problem
+        self._looks_left = most_looks
+        self._deadline = deadline
+        self._most = most_recomputations
+        self._width = width
+        self._again_seconds = recompute_seconds(problem)
+        self._backward = backward_ops(problem)
+        self._known: dict[Retention, State | None] = {}
+        self._savable = frozenset(
+            v
+            for v, value in enumerate(problem.values)
+            if problem.base[v] == v
+            and value.producer >= 0
+            and problem.ops[value.producer].phase is not Phase.BACKWARD
+            and not problem.ops[value.producer].unsavable
+        )
+        self._evictable: dict[int, list[int]] = {}
+        for v, value in enumerate(problem.values):
+            op = problem.ops[value.producer] if value.producer >= 0 else None
+            if op is not None and problem.base[v] == v and op.phase is not Phase.BACKWARD and not op.keep:
+                self._evictable.setdefault(value.storage, []).append(v)
+        self._kept_anyway = {problem.base[v] for v in problem.forward_outputs} & self._savable
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to look with."""
+        return self._looks_left <= 0 or time.monotonic() >= self._deadline
+
+    @property
+    def states(self) -> Iterator[State]:
+        """Every plan that was looked at."""
+        return (state for state in self._known.values() if state is not None)
+
+    def start(self, saved: frozenset[int] | None = None) -> State | None:
+        """The plan that saves ``saved`` (all that can be saved, if not given); None if it cannot be scheduled."""
+        chosen = self._savable if saved is None else saved
+        return self.look(Retention(chosen | self._kept_anyway))
+
+    def resume(self, plan: Plan) -> State | None:
+        """The state of a plan from elsewhere, as far as it can be said by a retention."""
+        step, made_at = 0, dict[int, int]()
+        gone: set[Moment] = set()
+        early: set[Moment] = set()
+        here: list[int] = []
+        problem = self.problem
+        for index in plan.backward:
+            op = problem.ops[index]
+            if op.phase is not Phase.BACKWARD:
+                here.append(index)
+                continue
+            read = {problem.base[r] for i in (*here, index) for r in problem.ops[i].reads}
+            for again in here:
+                for write in problem.ops[again].writes:
+                    if problem.base[write] == write:
+                        if again in made_at:
+                            gone.add((step - 1, write))
+                        if write not in read:
+                            early.add((step, write))
+                made_at[again] = step
+            step, here = step + 1, []
+        return self.look(
+            Retention(frozenset(plan.saved) | self._kept_anyway, frozenset(gone), frozenset(early))
+        )
+
+    def look(self, retention: Retention) -> State | None:
+        """Schedule and replay; None if that breaks a rule, or nothing is left to look with."""
+        if retention not in self._known:
+            if self.ended:
+                return None
+            self._looks_left -= 1
+            self._known[retention] = self._judge(retention)
+        return self._known[retention]
+
+    def _judge(self, retention: Retention) -> State | None:
+        try:
+            plan = schedule(self.problem, retention.saved, "search", self._instructions(retention))
+        except ScheduleError:
+            return None
+        if self._most is not None and _runs_again(self.problem, plan) > self._most:
+            return None
+        steps, step = [], 0
+        for index in plan.backward:
+            steps.append(step)
+            step += self.problem.ops[index].phase is Phase.BACKWARD
+        used = frozenset(plan.saved) | (retention.saved & self._kept_anyway)
+        return State(replace(retention, saved=used), plan, replay(self.problem, plan), tuple(steps))
+
+    def _instructions(self, retention: Retention) -> list[Instruction]:
+        gone: dict[int, list[int]] = {}
+        early: dict[int, list[int]] = {}
+        for moments, by_step in ((retention.gone, gone), (retention.early, early)):
+            for step, value in sorted(moments):
+                by_step.setdefault(step, []).append(value)
+        found: list[Instruction] = []
+        pending: list[int] = []
+        for step, index in enumerate(self._backward):
+            if step in early:
+                found += [Run(tuple(pending)), Make(tuple(early[step]))]
+                pending = []
+            pending.append(index)
+            if step in gone:
+                found += [Run(tuple(pending)), Forget(tuple(gone[step]))]
+                pending = []
+        return [*found, Run(tuple(pending))]
+
+    def overshoot(self, state: State, budget_bytes: int) -> int:
+        """Bytes over the budget, summed over the steps (the forward is one), each at its highest point."""
+        over = state.replay.curve - budget_bytes
+        if over.max(initial=0) <= 0:
+            return 0
+        split = state.replay.forward_length
+        highest: dict[int, int] = {-1: int(over[:split].max(initial=0))}
+        for position in np.flatnonzero(over[split:] > 0):
+            step = state.steps[position]
+            highest[step] = max(highest.get(step, 0), int(over[split + position]))
+        return sum(highest.values())
+
+    def tighten(
+        self, state: State, budget_bytes: int, rule: Rule = "ratio", tabu: frozenset[Moment] = frozenset()
+    ) -> State | None:
+        """A plan under the budget, found from ``state`` by evictions and early recomputations; None if none was found.
+
+        Of the moves that lower the overshoot, ``rule`` takes the one with the fewest seconds a byte, with the least
+        overshoot left, or with the fewest seconds. ``tabu`` are evictions that must not be made.
+        """
+        while state.replay.peak_bytes > budget_bytes:
+            if self.ended:
+                return None
+            better = self._lower(state, budget_bytes, rule, tabu)
+            if better is None:
+                return None
+            state = better
+        return state
+
+    def _lower(self, state: State, budget_bytes: int, rule: Rule, tabu: frozenset[Moment]) -> State | None:
+        """The state with less overshoot that is the best by the rule, over as few moves as needed."""
+        overshoot = self.overshoot(state, budget_bytes)
+        beam, seen = [state], {id(state)}
+        for _ in range(DEPTH):
+            reached: list[tuple[int, State]] = []
+            for origin in beam:
+                for retention in self._moves(origin, budget_bytes, tabu):
+                    offered = self.look(retention)
+                    if offered is not None and id(offered) not in seen:
+                        seen.add(id(offered))
+                        reached.append((self.overshoot(offered, budget_bytes), offered))
+            better = [(left, s) for left, s in reached if left < overshoot]
+            if better:
+                return min(better, key=lambda r: _order(rule, state, overshoot, *r))[1]
+            reached.sort(key=lambda r: (r[0], r[1].rank))
+            beam = [s for _, s in reached[:BEAM]]
+        return None
+
+    def _moves(self, state: State, budget_bytes: int, tabu: frozenset[Moment]) -> list[Retention]:
+        """Retentions one move away that may lower a moment over the budget."""
+        kept, split = state.retention, state.replay.forward_length
+        over = np.flatnonzero(state.replay.curve > budget_bytes)
+        found: dict[Retention, None] = {}
+        idle = self._idle(state, over)
+        ranked = sorted(
+            (m for m in idle if m not in tabu),
+            key=lambda m: (self._again_seconds[self.problem.values[m[1]].producer] / idle[m], m),
+        )
+        for moment in ranked[: self._width]:
+            step, value = moment
+            if step >= 0:
+                found[replace(kept, gone=kept.gone | {moment})] = None
+            elif value in kept.saved:
+                found[replace(kept, saved=kept.saved - {value})] = None
+        steps = {state.steps[position - split] for position in over if position >= split}
+        for moment in self._sooner(state, steps):
+            found[replace(kept, early=kept.early | {moment})] = None
+        return list(found)
+
+    def _idle(self, state: State, over: npt.NDArray[np.intp]) -> dict[Moment, int]:
+        """Values alive but idle at positions of ``over``, with the step of their last use before them (-1: forward),
+        and their bytes times the number of these positions."""
+        problem, split = self.problem, state.replay.forward_length
+        touched: dict[int, list[int]] = {}
+        for position, index in enumerate((*state.plan.forward, *state.plan.backward)):
+            op = problem.ops[index]
+            for value in op.reads if op.kind is Kind.VIEW else (*op.reads, *op.writes):
+                touched.setdefault(problem.values[value].storage, []).append(position)
+
+        def step_of(position: int) -> int:
+            return -1 if position < split else state.steps[position - split]
+
+        found: dict[Moment, int] = {}
+        outputs = {problem.values[v].storage for v in problem.forward_outputs}
+        for storage, first, last in state.replay.lifetimes:
+            if not problem.storages[storage].size_bytes or (storage in outputs and first < split):
+                continue
+            values = self._evictable.get(storage)
+            if not values:
+                continue
+            inside = over[(over > first) & (over < last)]
+            uses = np.array([p for p in touched[storage] if first <= p <= last])
+            gaps = np.searchsorted(uses, inside)
+            idle = gaps[(gaps < len(uses)) & ~np.isin(inside, uses)]
+            for gap, count in zip(*np.unique(idle, return_counts=True), strict=True):
+                before, after = step_of(int(uses[gap - 1])), step_of(int(uses[gap]))
+                if before < after:
+                    for value in values:
+                        freed = int(count) * problem.storages[storage].size_bytes
+                        found[before, value] = found.get((before, value), 0) + freed
+        return found
+
+    def _sooner(self, state: State, steps: set[int]) -> list[Moment]:
+        """Recomputations in ``steps`` whose operands are recomputed for them, though they were there earlier."""
+        problem = self.problem
+        used: dict[int, list[int]] = {}
+        for step, index in zip(state.steps, state.plan.backward, strict=True):
+            for value in (*problem.ops[index].reads, *problem.ops[index].writes):
+                used.setdefault(problem.base[value], []).append(step)
+        found: dict[Moment, None] = {}
+        for step, previous, index in self._again(state):
+            if step not in steps:
+                continue
+            made = {i for i, s in zip(state.plan.backward, state.steps, strict=True) if s == step}
+            for base in {problem.base[r]: None for r in problem.ops[index].reads}:
+                earlier = [s for s in used.get(base, ()) if previous <= s < step]
+                if problem.values[base].producer in made and earlier:
+                    found.update(((max(earlier), w), None) for w in problem.ops[index].writes)
+        return list(found)
+
+    def _again(self, state: State) -> list[tuple[int, int, int]]:
+        """Recomputations: ``(step, step at which it was made before or -1 for the forward, op)``."""
+        last: dict[int, int] = {}
+        found: list[tuple[int, int, int]] = []
+        for step, index in zip(state.steps, state.plan.backward, strict=True):
+            op = self.problem.ops[index]
+            if op.phase is not Phase.BACKWARD and op.kind is not Kind.VIEW:
+                found.append((step, last.get(index, -1), index))
+            last[index] = step
+        return found
+
+    def _undone(self, state: State) -> list[tuple[int, int, Retention]]:
+        """What undoes each recomputation, those of most seconds first: step, op, retention."""
+        kept = state.retention
+        found: list[tuple[int, int, Retention]] = []
+        again = sorted(self._again(state), key=lambda a: (-self.problem.ops[a[2]].seconds, a[2], a[0]))
+        for step, previous, index in again:
+            op = self.problem.ops[index]
+            if op.seconds <= 0 or (previous < 0 and op.unsavable):
+                continue
+            mine = {w for w in op.writes if self.problem.base[w] == w}
+            gone = frozenset(m for m in kept.gone if m[1] not in mine or not previous <= m[0] < step)
+            saved = kept.saved | mine if previous < 0 else kept.saved
+            found.append((step, index, replace(kept, saved=saved, gone=gone)))
+        return found
+
+    def loosen(self, state: State, budget_bytes: int) -> State:
+        """Undo recomputations, those of most seconds first, as long as the plan stays under the budget."""
+        while not self.ended:
+            for _, _, retention in self._undone(state):
+                offered = self.look(retention)
+                if (
+                    offered is not None
+                    and offered.replay.peak_bytes <= budget_bytes
+                    and offered.replay.seconds < state.replay.seconds
+                ):
+                    state = offered
+                    break
+            else:
+                break
+        return state
+
+    def exchange(self, state: State, budget_bytes: int) -> State:
+        """Undo a recomputation that does not fit and make room for it elsewhere, as long as that saves seconds."""
+        while not self.ended:
+            for step, index, retention in self._undone(state):
+                offered = self.look(retention)
+                if offered is None:
+                    continue
+                tabu = frozenset((s, w) for w in self.problem.ops[index].writes for s in range(-1, step))
+                offered = self.tighten(offered, budget_bytes, "ratio", tabu)
+                if offered is None:
+                    continue
+                offered = self.loosen(offered, budget_bytes)
+                if offered.replay.seconds < state.replay.seconds:
+                    state = offered
+                    break
+            else:
+                break
+        return state
+
+
+def _order(
+    rule: Rule, origin: State, overshoot: int, left: int, offered: State
+) -> tuple[float, float, float]:
+    seconds = offered.replay.seconds
+    if rule == "overshoot":
+        return left, seconds, 0.0
+    if rule == "seconds":
+        return seconds, left, 0.0
+    return max(0.0, seconds - origin.replay.seconds) / (overshoot - left), seconds, left
+
+
+def _runs_again(problem: Problem, plan: Plan) -> int:
+    """The most often that an op, views excepted, runs in the backward after it has run before."""
+    runs: dict[int, int] = {}
+    for index in plan.recomputed(problem):
+        runs[index] = runs.get(index, 0) + 1
+    return max(runs.values(), default=0)
