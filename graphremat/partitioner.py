@@ -32,11 +32,11 @@ from graphremat.passes.build import Index, build_problem
 from graphremat.passes.classify import JointGraph, read_joint_graph
 from graphremat.passes.devices import Device, find_device
 from graphremat.passes.measure_device import device_of
-from graphremat.passes.plan import Plan
+from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import Replay
-from graphremat.passes.schedule import ScheduleError, schedule
+from graphremat.passes.schedule import schedule
 from graphremat.passes.verify import check_split
 from graphremat.truth import StepTruth
 
@@ -210,10 +210,12 @@ def saved_by(backward: fx.GraphModule, joint: JointGraph, problem: Problem, inde
 
 def _torchs_plan(problem: Problem, saved: list[int]) -> Plan | None:
     """Torch's choice of saved values as a plan; None where it recomputes what must not be (an input that the forward
-    overwrites is read again, say), so that its graphs cannot be handed on."""
+    overwrites is read again, say) or saves what must not be, so that its graphs cannot be handed on."""
     try:
-        return schedule(problem, saved, "torch's own partitioner")
-    except ScheduleError as error:
+        plan = schedule(problem, saved, "torch's own partitioner")
+        check_plan(problem, plan)
+        return plan
+    except ValueError as error:
         log.info("torch's own partition is not used, since its backward would be wrong: %s", error)
         return None
 

@@ -43,6 +43,7 @@ def read_joint_graph(
     """Clean the joint graph (dead code, common subexpressions) in place and classify its nodes."""
     module.graph.eliminate_dead_code()
     module.graph = private.fx_graph_cse(module.graph)
+    memory_read = free_of_layout(module.graph)
     if not honour_annotations:
         _forget_annotations(module.graph)
     if private.has_recomputable_ops(module):
@@ -78,6 +79,10 @@ def read_joint_graph(
                 reason = "reads an input that the forward overwrites"
         if reason:
             keep[node] = reason
+        if node in memory_read:
+            unsavable[node] = (
+                "as_strided reads its memory, which a compiler may lay out otherwise once it is saved"
+            )
     return JointGraph(
         module,
         num_forward_outputs,
@@ -87,6 +92,31 @@ def read_joint_graph(
         unsavable,
         differentiates=bool(info.required_bw_nodes),
     )
+
+
+def free_of_layout(graph: fx.Graph) -> set[fx.Node]:
+    """Rewrite ``as_strided`` as ``view`` where that is the same, and return the nodes whose memory the others read.
+
+    ``as_strided`` counts elements in memory. Inside one graph Inductor keeps the layout that it counts on; but a value
+    that is saved may reach the backward in another one, and an ``as_strided`` of it there would read the wrong
+    elements. Group normalization has one behind its statistics, in the order of memory: a plain view.
+    """
+    read: set[fx.Node] = set()
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided.default):
+        base, sizes = node.args[0], node.args[1]
+        whole, part = base.meta["val"], node.meta["val"]
+        if (
+            whole.is_contiguous()
+            and part.is_contiguous()
+            and whole.numel() == part.numel()
+            and whole.storage_offset() == part.storage_offset()
+        ):
+            node.target, node.args, node.kwargs = torch.ops.aten.view.default, (base, sizes), {}
+            continue
+        while base.op == "call_function" and classify_kind(base) is NodeKind.VIEW:
+            base = base.all_input_nodes[0]
+        read.add(base)
+    return read
 
 
 def keep_reason(node: fx.Node) -> str:
