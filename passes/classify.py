@@ -43,7 +43,7 @@ def read_joint_graph(
     """Clean the joint graph (dead code, common subexpressions) in place and classify its nodes."""
     module.graph.eliminate_dead_code()
     module.graph = private.fx_graph_cse(module.graph)
-    memory_read = free_of_layout(module.graph)
+    memory_read = read_by_memory(module.graph)
     if not honour_annotations:
         _forget_annotations(module.graph)
     if private.has_recomputable_ops(module):
@@ -94,29 +94,20 @@ def read_joint_graph(
     )
 
 
-def free_of_layout(graph: fx.Graph) -> set[fx.Node]:
-    """Rewrite ``as_strided`` as ``view`` where that is the same, and return the nodes whose memory the others read.
+def read_by_memory(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose memory an ``as_strided`` reads.
 
     ``as_strided`` counts elements in memory. Inside one graph Inductor keeps the layout that it counts on; but a value
     that is saved may reach the backward in another one, and an ``as_strided`` of it there would read the wrong
-    elements. Group normalization has one behind its statistics, in the order of memory: a plain view.
+    elements. Group normalization has one behind its statistics.
     """
-    read: set[fx.Node] = set()
+    found: set[fx.Node] = set()
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided.default):
-        base, sizes = node.args[0], node.args[1]
-        whole, part = base.meta["val"], node.meta["val"]
-        if (
-            whole.is_contiguous()
-            and part.is_contiguous()
-            and whole.numel() == part.numel()
-            and whole.storage_offset() == part.storage_offset()
-        ):
-            node.target, node.args, node.kwargs = torch.ops.aten.view.default, (base, sizes), {}
-            continue
+        base = node.args[0]
         while base.op == "call_function" and classify_kind(base) is NodeKind.VIEW:
             base = base.all_input_nodes[0]
-        read.add(base)
-    return read
+        found.add(base)
+    return found
 
 
 def keep_reason(node: fx.Node) -> str:
