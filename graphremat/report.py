@@ -78,7 +78,7 @@ class Report:
             f"  saved      {self.saved_count} values, {format_bytes(self.saved_bytes)}",
             f"  recomputed {self.recomputed_ops} ops, {self.recomputed_seconds * 1e3:.2f} ms of a step of"
             f" {self.step_seconds * 1e3:.2f} ms (model)",
-            f"  optimum    at most {self.gap:.2%} of the step below it (proved, by the model)",
+            f"  optimum    at most {self.gap:.2%} of the step below it, by the lower bound (model)",
         ]
         lines += [f"    {format_bytes(size):>12}  {name}" for name, size in self.holders[:5]]
         return "\n".join(lines)

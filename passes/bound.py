@@ -35,7 +35,7 @@ class Bound:
         self._engine_bytes = sum(s.size_bytes for s in relaxed.storages if s.holder is Holder.ENGINE)
         outputs = {relaxed.values[v].storage for v in relaxed.forward_outputs}
         self._fixed_bytes = (
-            relaxed.input_bytes + self._engine_bytes + sum(_graph_bytes(relaxed, s) for s in sorted(outputs))
+            relaxed.input_bytes + self._engine_bytes + sum(relaxed.graph_bytes(s) for s in sorted(outputs))
         )
         self._moments = [self._moment(step) for step in self._steps()]
 
@@ -48,7 +48,7 @@ class Bound:
             if op.kind is Kind.KERNEL:
                 own = {relaxed.values[v].storage for v in (*op.reads, *op.writes)}
                 engine = self._engine_bytes if op.phase is Phase.BACKWARD else 0
-                highest = max(highest, engine + sum(_graph_bytes(relaxed, s) for s in own))
+                highest = max(highest, engine + sum(relaxed.graph_bytes(s) for s in own))
         return relaxed.input_bytes + highest
 
     def seconds(self, budget_bytes: int) -> float:
@@ -78,14 +78,9 @@ class Bound:
         )
         cuts = CutGraph(replace(relaxed, ops=ops)).hull()
         return (
-            self._fixed_bytes + sum(_graph_bytes(relaxed, s) for s in sorted(held)),
+            self._fixed_bytes + sum(relaxed.graph_bytes(s) for s in sorted(held)),
             [(cut.saved_bytes, cut.seconds) for cut in reversed(cuts)],
         )
-
-
-def _graph_bytes(problem: Problem, storage: int) -> int:
-    held = problem.storages[storage]
-    return held.size_bytes if held.holder is Holder.GRAPH else 0
 
 
 def _at(hull: list[tuple[int, float]], room_bytes: int) -> float:

@@ -102,7 +102,7 @@ class Programme:
         self._fewest = self._solve()
 
     def budgets(self, most: int) -> list[int]:
-        """At most ``most`` budgets in bytes where the seconds fall, ascending, evenly spread over the seconds."""
+        """At most ``most`` budgets in bytes where the seconds fall, ascending, evenly chosen among all of these."""
         fewest = self._fewest[0]
         falls = np.flatnonzero(np.isfinite(fewest) & (fewest < np.concatenate(([np.inf], fewest[:-1]))))
         if len(falls) > most:
@@ -282,12 +282,14 @@ class _StageBytes:
         self.problem, count = problem, len(stages)
         outputs = {problem.values[v].storage for v in problem.forward_outputs}
         engine = sum(s.size_bytes for s in problem.storages if s.holder is Holder.ENGINE)
-        fixed = problem.input_bytes + engine + sum(self._graph_bytes(s) for s in sorted(outputs))
+        fixed = problem.input_bytes + engine + sum(self.problem.graph_bytes(s) for s in sorted(outputs))
         self.forward = self._outputs_before(stages, outputs)
         through, starting = self._gradients(stages)
         self.window_start = [fixed + b for b in starting]
         sizes = {
-            v: 0 if problem.values[v].storage in outputs else self._graph_bytes(problem.values[v].storage)
+            v: 0
+            if problem.values[v].storage in outputs
+            else self.problem.graph_bytes(problem.values[v].storage)
             for crossing in stages.crossing
             for v in crossing
         }
@@ -305,10 +307,6 @@ class _StageBytes:
                 here = lowest[last] + self.entering[first][last]
                 self.sweep[first][last + 1] = max(self.sweep[first][last], here)
 
-    def _graph_bytes(self, storage: int) -> int:
-        held = self.problem.storages[storage]
-        return held.size_bytes if held.holder is Holder.GRAPH else 0
-
     def _outputs_before(self, stages: Stages, outputs: set[int]) -> list[int]:
         made = [0] * len(stages)
         seen: set[int] = set()
@@ -317,7 +315,7 @@ class _StageBytes:
                 seen.add(value.storage)
                 stage = max(0, stages.stage_of[value.producer])
                 for later in range(stage + 1, len(stages)):
-                    made[later] += self._graph_bytes(value.storage)
+                    made[later] += self.problem.graph_bytes(value.storage)
         return [self.problem.input_bytes + b for b in made]
 
     def _gradients(self, stages: Stages) -> tuple[list[int], list[int]]:
@@ -340,10 +338,10 @@ class _StageBytes:
             last = len(stages.backward) if storage in gradients else max(places, default=-1)
             for stage, (start, stop) in enumerate(stages.windows):
                 if made < start <= last:
-                    starting[stage] += self._graph_bytes(storage)
+                    starting[stage] += self.problem.graph_bytes(storage)
                     inside = any(start <= p < stop for p in places)
                     if not inside and last >= stop:
-                        through[stage] += self._graph_bytes(storage)
+                        through[stage] += self.problem.graph_bytes(storage)
         return through, starting
 
 

@@ -221,6 +221,11 @@ class Problem:
             engine_bytes=sum(s.size_bytes for s in storages if s.holder is Holder.ENGINE),
         )
 
+    def graph_bytes(self, storage: int) -> int:
+        """Bytes of a storage that the graph owns; 0 for one that the caller or autograd holds."""
+        held = self.storages[storage]
+        return held.size_bytes if held.holder is Holder.GRAPH else 0
+
     def held_by_caller(self, value: int) -> bool:
         """Whether the value's storage is alive the whole step without being saved."""
         return self.storages[self.values[value].storage].holder is Holder.CALLER

@@ -117,10 +117,9 @@ class Search:
         """Every plan that was looked at."""
         return (state for state in self._known.values() if state is not None)
 
-    def start(self, saved: frozenset[int] | None = None) -> State | None:
-        """The plan that saves ``saved`` (all that can be saved, if not given); None if it cannot be scheduled."""
-        chosen = self._savable if saved is None else saved
-        return self.look(Retention(chosen | self._kept_anyway))
+    def start(self) -> State | None:
+        """The plan that saves all that can be saved; None if it cannot be scheduled."""
+        return self.look(Retention(self._savable))
 
     def resume(self, plan: Plan) -> State | None:
         """The state of a plan from elsewhere, as far as it can be said by a retention."""

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from graphremat.passes.classify import read_by_memory
+from graphremat.passes.classify import read_by_memory, read_joint_graph
 
 
 @pytest.mark.parametrize("views", [0, 1, 2])
@@ -24,3 +24,14 @@ def test_views_read_no_memory() -> None:
         torch.randn(2, 12)
     )
     assert read_by_memory(module.graph) == set()
+
+
+def test_what_is_read_by_memory_is_not_saved() -> None:
+    def joint(primals_1: torch.Tensor, tangents_1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        inner = primals_1.sin()
+        read = inner.as_strided((4, 6), (6, 1))
+        return read.exp(), tangents_1 * read.cos()
+
+    module = make_fx(joint, tracing_mode="fake")(torch.randn(2, 12), torch.randn(4, 6))
+    found = read_joint_graph(module, num_forward_outputs=1, static_lifetime_input_indices=None)
+    assert [node.target for node in found.unsavable] == [torch.ops.aten.sin.default]
