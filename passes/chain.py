@@ -69,6 +69,18 @@ class Choice:
     seconds: float
 
 
+@dataclass(frozen=True)
+class _Way:
+    """One way to treat a segment: its option (None: again), seconds (for every room, if again), the units that it keeps
+    and the room that it takes."""
+
+    stop: int
+    option: Option | None
+    seconds: float | Seconds
+    kept: int
+    need: int
+
+
 class Programme:
     """The programme of a problem, solved for all budgets up to ``highest_bytes``.
 
@@ -100,6 +112,7 @@ class Programme:
         self._tables: list[npt.NDArray[np.float64]] = []
         self._recompute()
         self._fewest = self._solve()
+        self._known_ways: dict[int, list[_Way]] = {}
 
     def budgets(self, most: int) -> list[int]:
         """At most ``most`` budgets in bytes where the seconds fall, ascending, evenly chosen among all of these."""
@@ -118,10 +131,10 @@ class Programme:
         seconds, stage = float(self._fewest[0][room]), 0
         segments: list[tuple[int, int, Treatment]] = []
         while stage < len(self.stages):
-            stop, option, kept = self._best_treatment(stage, room)
-            chosen = option or self._trace(len(self._tables) - 1, stage, stop, room)
-            segments.append((stage, stop, chosen))
-            stage, room = stop, room - kept
+            way = self._best_way(stage, room)
+            chosen = way.option or self._trace(len(self._tables) - 1, stage, way.stop, room)
+            segments.append((stage, way.stop, chosen))
+            stage, room = way.stop, room - way.kept
         saved: set[int] = set()
         for first, _, chosen in segments:
             saved.update(self.stages.crossing[first])
@@ -134,34 +147,41 @@ class Programme:
         count = len(self.stages)
         fewest = [np.full(self._units, np.inf) for _ in range(count)] + [np.zeros(self._units)]
         for first in reversed(range(count)):
-            for stop in range(first + 1, count + 1):
-                for _, offer, _ in self._offers(first, stop, fewest[stop]):
-                    np.minimum(fewest[first], offer, out=fewest[first])
+            for way in self._ways(first):
+                offer = way.seconds + _shifted(fewest[way.stop], way.kept)
+                np.minimum(fewest[first], self._above(offer, way.need), out=fewest[first])
         return fewest
 
-    def _offers(self, first: int, stop: int, after: Seconds) -> Iterator[tuple[Option | None, Seconds, int]]:
-        """Ways to treat a segment, seen from the first forward: option (None: again), seconds, units kept."""
+    def _ways(self, first: int) -> list["_Way"]:
+        """Ways to treat the segments that start at ``first``, seen from the first forward."""
         at_hand = self._bytes
-        entering = self._units_of(at_hand.entering[first][stop])
-        here = self.choices.get((first, stop))
-        for option in here.options if here else ():
-            kept = entering + self._units_of(option.kept_bytes)
-            need = max(
-                at_hand.forward[first] + option.forward_bytes,
-                at_hand.backward[first][stop] + option.backward_bytes,
-            )
-            yield option, self._above(option.seconds + _shifted(after, kept), need), kept
-        if self._tables:
-            need = at_hand.forward[first] + at_hand.sweep[first][stop]
-            yield None, self._above(self._tables[-1][first, stop] + _shifted(after, entering), need), entering
-
-    def _best_treatment(self, first: int, room: int) -> tuple[int, Option | None, int]:
-        """The segment that starts at ``first``: where it stops, its option (None: again), units kept."""
-        best, chosen = math.inf, None
+        found: list[_Way] = []
         for stop in range(first + 1, len(self.stages) + 1):
-            for option, offer, kept in self._offers(first, stop, self._fewest[stop]):
-                if offer[room] < best:
-                    best, chosen = float(offer[room]), (stop, option, kept)
+            entering = self._units_of(at_hand.entering[first][stop])
+            here = self.choices.get((first, stop))
+            for option in here.options if here else ():
+                kept = entering + self._units_of(option.kept_bytes)
+                need = max(
+                    at_hand.forward[first] + option.forward_bytes,
+                    at_hand.backward[first][stop] + option.backward_bytes,
+                )
+                found.append(_Way(stop, option, option.seconds, kept, self._room_for(need)))
+            need = at_hand.forward[first] + at_hand.sweep[first][stop]
+            found.append(_Way(stop, None, self._tables[-1][first, stop], entering, self._room_for(need)))
+        return found
+
+    def _best_way(self, first: int, room: int) -> "_Way":
+        """How ``fewest[first]`` reaches its seconds at ``room``."""
+        if first not in self._known_ways:
+            self._known_ways[first] = self._ways(first)
+        best, chosen = math.inf, None
+        for way in self._known_ways[first]:
+            if room < max(way.need, way.kept):
+                continue
+            own = way.seconds if isinstance(way.seconds, float) else way.seconds[room]
+            seconds = own + self._fewest[way.stop][room - way.kept]
+            if seconds < best:
+                best, chosen = seconds, way
         assert chosen is not None
         return chosen
 
@@ -186,7 +206,7 @@ class Programme:
         if option is None:
             return np.full(self._units, np.inf)
         need = self._bytes.backward[first][stop] + option.backward_bytes
-        return self._above(np.full(self._units, option.seconds), need)
+        return self._above(np.full(self._units, option.seconds), self._room_for(need))
 
     def _nothing_kept(self, first: int, stop: int) -> Option | None:
         here = self.choices.get((first, stop))
@@ -205,14 +225,14 @@ class Programme:
             whole += swept[first, first + 1 : stop]
             whole += np.cumsum(self._sweeps[first : stop - 1])[:, None]
             for row, at in zip(whole, range(first + 1, stop), strict=True):
-                yield at, None, self._above(row, start + at_hand.sweep[first][at])
+                yield at, None, self._above(row, self._room_for(start + at_hand.sweep[first][at]))
         at = first + 1
         for option in self.choices[first, at].options:
             if option.saved if swept is not None else option.seconds == 0:
                 kept = entering[0] + self._units_of(option.kept_bytes)
                 need = max(start + option.forward_bytes, at_hand.backward[first][at] + option.backward_bytes)
                 offer = option.sweep_seconds + option.seconds + _shifted(table[at, stop], kept)
-                yield at, option, self._above(offer, need)
+                yield at, option, self._above(offer, self._room_for(need))
 
     def _trace(self, depth: int, first: int, stop: int, room: int) -> Treatment:
         """How ``again[first, stop]`` reaches its seconds at ``room``."""
@@ -236,9 +256,14 @@ class Programme:
         """To the nearest unit, so that the errors of many steps cancel; the replay judges."""
         return (2 * size_bytes + self._unit) // (2 * self._unit)
 
-    def _above(self, seconds: Seconds, need_bytes: int) -> Seconds:
-        """``seconds``, made infinite where the room is less than ``need_bytes``."""
-        seconds[: max(0, -((self._base - need_bytes) // self._unit))] = np.inf
+    def _room_for(self, need_bytes: int) -> int:
+        """The least room, in units, in which ``need_bytes`` find place."""
+        return max(0, -((self._base - need_bytes) // self._unit))
+
+    @staticmethod
+    def _above(seconds: Seconds, room: int) -> Seconds:
+        """``seconds``, made infinite where there is less than ``room``."""
+        seconds[:room] = np.inf
         return seconds
 
 

@@ -26,7 +26,7 @@ Severance 1976). Infinite edges say in words why something must not be recompute
 
 import itertools
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import igraph
@@ -122,6 +122,37 @@ def _feeds_kernel(problem: Problem, op: Op) -> bool:
             if problem.ops[reader].kind is Kind.VIEW:
                 pending.extend(problem.ops[reader].writes)
     return False
+
+
+LIGHT: tuple[frozenset[Kind], ...] = (
+    frozenset(Kind),
+    frozenset({Kind.VIEW, Kind.FUSIBLE, Kind.REDUCTION}),
+    frozenset({Kind.VIEW, Kind.FUSIBLE}),
+)
+"""Kinds of ops that may run again in the cuts of :func:`varied_cuts`."""
+
+
+def varied_cuts(problem: Problem, most: int, free: Collection[int] = ()) -> list[Cut]:
+    """The hull, and the hulls where no kernel, and neither kernel nor reduction, runs again.
+
+    A cut saves all values of a price at once, so what lies between two points of the hull is found by no price; some
+    of it is on the hull of fewer ops. Where there is no cut there are none of its points. ``most`` bounds each hull.
+    """
+    found: dict[tuple[int, ...], Cut] = {}
+    for kinds in LIGHT:
+        ops = tuple(
+            op if op.kind in kinds or op.keep else replace(op, keep="too heavy for this cut")
+            for op in problem.ops
+        )
+        if kinds != LIGHT[0] and ops == problem.ops:
+            continue
+        try:
+            hull = CutGraph(replace(problem, ops=ops), free).hull(most)
+        except NoCut:
+            continue
+        for cut in hull:
+            found.setdefault(cut.saved, cut)
+    return list(found.values())
 
 
 class CutGraph:

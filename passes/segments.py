@@ -4,17 +4,21 @@ A segment's own parametric cut gives its options; each is scheduled and replayed
 that are equal (same ops, sizes, costs and wiring) are solved once.
 """
 
+from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 
-from graphremat.passes.cut import INFINITE, CutGraph, NoCut, recompute_seconds, saving_seconds
+from graphremat.passes.cut import INFINITE, recompute_seconds, saving_seconds, varied_cuts
 from graphremat.passes.problem import Phase, Problem
 from graphremat.passes.replay import Replay, replay
 from graphremat.passes.schedule import ScheduleError, schedule
 from graphremat.passes.stages import Segment, Stages, cut_out
 
-LONGEST = 4
+LONGEST = 8
 """Stages of the longest segment with choices of its own; the programme makes longer ones of several."""
+ALWAYS = 4
+"""A segment of so many stages has choices whatever its size; a longer one only up to ``MOST_OPS``."""
+MOST_OPS = 400
 MOST_CUTS = 10
 """Cuts solved for one segment's hull."""
 
@@ -47,11 +51,16 @@ class Choices:
 def segment_choices(problem: Problem, stages: Stages) -> dict[tuple[int, int], Choices]:
     """Choices of every segment ``(first, stop)`` that is worth a look; single stages are always there."""
     classes = _stage_classes(problem, stages)
+    sizes = Counter(stages.stage_of)
+    for stage, (start, end) in enumerate(stages.windows):
+        sizes[stage] += end - start
     solved: dict[Hashable, tuple[Segment, Choices]] = {}
     result: dict[tuple[int, int], Choices] = {}
     for length in range(1, min(LONGEST, len(stages)) + 1):
         for first in range(len(stages) - length + 1):
             stop = first + length
+            if length > ALWAYS and sum(sizes[k] for k in range(first, stop)) > MOST_OPS:
+                continue
             key = (*classes[first:stop], stop == len(stages))
             if key not in solved:
                 segment = cut_out(problem, stages, first, stop)
@@ -67,16 +76,11 @@ def _solve(segment: Segment) -> Choices:
     """The segment's options, those that another one beats in everything left out."""
     problem = segment.problem
     crossing = set(segment.next_crossing)
-    graph = CutGraph(problem, crossing)
-    try:
-        cuts = graph.hull(MOST_CUTS)
-    except NoCut:
-        cuts = []
     saving = saving_seconds(problem)
     options: list[Option] = []
-    for cut in cuts:
+    for saved in dict.fromkeys(cut.saved for cut in varied_cuts(problem, MOST_CUTS, crossing)):
         try:
-            plan = schedule(problem, {*cut.saved, *crossing})
+            plan = schedule(problem, {*saved, *crossing})
         except ScheduleError:
             continue
         run = replay(problem, plan)
@@ -126,8 +130,8 @@ def _highest(run: Replay, phase: Phase) -> int:
     return int(part.max()) if len(part) else 0
 
 
-def _stage_classes(problem: Problem, stages: Stages) -> list[Hashable]:
-    """A key for each stage; equal keys mean equal ops, sizes, costs and wiring relative to the stage."""
+def _stage_classes(problem: Problem, stages: Stages) -> list[int]:
+    """A number for each stage; equal numbers mean equal ops, sizes, costs and wiring relative to the stage."""
     place: dict[int, tuple[int, str, int]] = {}
     listings: list[list[int]] = [[] for _ in range(len(stages))]
     for index, stage in enumerate(stages.stage_of):
@@ -172,8 +176,11 @@ def _stage_classes(problem: Problem, stages: Stages) -> list[Hashable]:
         """How many stages away the value's readers are: what decides whether it crosses or outlives the stage."""
         return tuple(sorted({stage_of_reader[r] - stage for r in problem.readers[value]}))
 
+    numbers: dict[Hashable, int] = {}
     return [
-        tuple(key(stage, index) for index in (*listings[stage], *windows[stage]))
+        numbers.setdefault(
+            tuple(key(stage, index) for index in (*listings[stage], *windows[stage])), len(numbers)
+        )
         for stage in range(len(stages))
     ]
 

@@ -45,19 +45,40 @@ def find_stages(problem: Problem, most: int = MOST_STAGES) -> Stages:
     """Find the stages of ``problem``: at least one, at most ``most``."""
     forward = tuple(i for i, op in enumerate(problem.ops) if op.phase is Phase.FORWARD)
     backward = tuple(i for i, op in enumerate(problem.ops) if op.phase is Phase.BACKWARD)
-    starts = _thin(problem, forward, _narrow_places(_widths(problem, forward)), most)
+    found = _divide(problem, forward, backward, _narrow_places(_widths(problem, forward)))
+    if len(found) <= most:
+        return found
+    return _divide(problem, forward, backward, _thin(problem, forward, list(found.starts), most))
+
+
+def _divide(
+    problem: Problem, forward: tuple[int, ...], backward: tuple[int, ...], starts: list[int]
+) -> Stages:
+    """The stages between these places, without those places that cross what cannot be saved, and with no window empty:
+    a stage whose window is empty is joined to the neighbour with the wider place between them."""
+    read_later = {problem.base[r] for op in problem.ops if op.phase is not Phase.FORWARD for r in op.reads}
+
+    def width(crossing: tuple[int, ...]) -> tuple[int, int]:
+        """Bytes that cross, and how many of them would be saved for the crossing alone."""
+        sizes = {v: problem.graph_bytes(problem.values[v].storage) for v in crossing}
+        return sum(sizes.values()), sum(size for v, size in sizes.items() if v not in read_later)
+
     while True:
         stage_of = _stage_of(problem, forward, starts)
         windows = _windows(problem, backward, stage_of, len(starts))
         crossing = _crossing(problem, forward, backward, starts, stage_of, windows)
-        bad = {
-            k
-            for k in range(1, len(starts))
-            if windows[k][0] == windows[k][1] or any(_unsavable(problem, v) for v in crossing[k])
-        }
-        if not bad:
+        left_out: set[int] = set()
+        for k in range(1, len(starts)):
+            if any(_unsavable(problem, v) for v in crossing[k]):
+                left_out.add(k)
+            elif (
+                windows[k][0] == windows[k][1] and not {k - 1, k} & left_out
+            ):  # else it has been joined already
+                wider = k + 1 < len(starts) and width(crossing[k + 1]) > width(crossing[k])
+                left_out.add(k + 1 if wider else k)
+        if not left_out:
             return Stages(forward, backward, tuple(starts), tuple(windows), tuple(crossing), tuple(stage_of))
-        starts = [s for k, s in enumerate(starts) if k not in bad]
+        starts = [s for k, s in enumerate(starts) if k not in left_out]
 
 
 def _widths(problem: Problem, forward: tuple[int, ...]) -> list[int]:
@@ -111,9 +132,10 @@ def _thin(problem: Problem, forward: tuple[int, ...], places: list[int], most: i
 
 
 def _stage_of(problem: Problem, forward: tuple[int, ...], starts: list[int]) -> list[int]:
-    """The stage of each op; an op that only the backward needs belongs where its latest operand is made.
+    """The stage of each op. A view, and an op that only the backward needs, belong where the latest of what they read
+    is made.
 
-    -1 for such an op if it reads graph inputs alone, and for constants: they can be made anywhere.
+    -1 for these if they read graph inputs alone, and for constants: they can be made anywhere.
     """
     stage_of = [-1] * len(problem.ops)
     bounds = [*starts[1:], len(forward)]
@@ -123,10 +145,10 @@ def _stage_of(problem: Problem, forward: tuple[int, ...], starts: list[int]) -> 
             stage += 1
         stage_of[index] = stage
     for index, op in enumerate(problem.ops):
-        producers = [problem.values[r].producer for r in op.reads]
+        producers = [problem.values[problem.base[r]].producer for r in op.reads]
         latest = max((stage_of[p] for p in producers if p >= 0), default=-1)
         constant = latest < 0 and all(p >= 0 for p in producers) and not op.keep
-        if op.phase is Phase.EITHER or (op.phase is Phase.FORWARD and constant):
+        if op.phase is Phase.EITHER or (op.phase is Phase.FORWARD and (constant or op.kind is Kind.VIEW)):
             stage_of[index] = latest
     return stage_of
 
@@ -180,9 +202,10 @@ def _crossing(
 ) -> list[tuple[int, ...]]:
     """For each stage, the values (not views) of earlier stages that it, a later one or their windows read."""
     reader_stage: dict[int, int] = {}
-    for index in forward:
+    for index, stage in enumerate(stage_of):
         for read in problem.ops[index].reads:
-            reader_stage[problem.base[read]] = stage_of[index]
+            base = problem.base[read]
+            reader_stage[base] = max(stage, reader_stage.get(base, -1))
     for stage, (first, stop) in enumerate(windows):
         for index in backward[first:stop]:
             for read in problem.ops[index].reads:
@@ -218,11 +241,9 @@ class Segment:
 
 def cut_out(problem: Problem, stages: Stages, first: int, stop: int) -> Segment:
     """The problem of the stages ``first <= k < stop`` alone."""
-    fw_stop = stages.starts[stop] if stop < len(stages) else len(stages.forward)
-    inside = set(stages.forward[stages.starts[first] : fw_stop])
     window = stages.backward[stages.windows[stop - 1][0] : stages.windows[first][1]]
     in_window = set(window)
-    ops = sorted(inside | _either_ops(problem, stages, window, first, stop))
+    ops = _ops_of(problem, stages, window, first, stop)
     builder = Builder(fuses=problem.fuses)
     writer = _Transcript(problem, builder)
     for index in ops:
@@ -248,12 +269,13 @@ def cut_out(problem: Problem, stages: Stages, first: int, stop: int) -> Segment:
     end = stages.windows[first][1]
     later = set(stages.backward[end:])
     outliving = {v for v in incoming if v in gradients or any(r in later for r in problem.readers[v])}
+    inside = set(ops)
     outputs = {b for v in problem.forward_outputs if problem.values[b := problem.base[v]].producer in inside}
     crossing = stages.crossing[stop] if stop < len(stages) else ()
     mine = {problem.base[v] for v in problem.forward_outputs}
     small = builder.build(
         [writer.new[v] for v in sorted(outputs)],
-        [writer.new[v] for v in sorted(outside_readers | outliving | _gradients(problem, set(ops)))],
+        [writer.new[v] for v in sorted(outside_readers | outliving | _gradients(problem, inside))],
     )
     return Segment(
         first,
@@ -274,18 +296,20 @@ def _gradients(problem: Problem, ops: set[int]) -> set[int]:
     }
 
 
-def _either_ops(problem: Problem, stages: Stages, window: tuple[int, ...], first: int, stop: int) -> set[int]:
-    """Ops that only the backward needs, that the window needs, and that belong to these stages or to none."""
-    found: set[int] = set()
-    pending = [problem.values[r].producer for i in window for r in problem.ops[i].reads]
+def _ops_of(problem: Problem, stages: Stages, window: tuple[int, ...], first: int, stop: int) -> list[int]:
+    """Ops that are not of the backward: the forward of these stages, and what else it and the window need of these
+    stages or of none."""
+    found = {i for i in stages.forward if first <= stages.stage_of[i] < stop}
+    pending = [problem.values[r].producer for i in (*sorted(found), *window) for r in problem.ops[i].reads]
     while pending:
         index = pending.pop()
-        if index < 0 or index in found or problem.ops[index].phase is not Phase.EITHER:
+        if index < 0 or index in found or problem.ops[index].phase is Phase.BACKWARD:
             continue
-        if stages.stage_of[index] == -1 or first <= stages.stage_of[index] < stop:
+        stage = stages.stage_of[index]
+        if stage == -1 or first <= stage < stop:
             found.add(index)
             pending.extend(problem.values[r].producer for r in problem.ops[index].reads)
-    return found
+    return sorted(found)
 
 
 class _Transcript:
