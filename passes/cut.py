@@ -132,11 +132,14 @@ LIGHT: tuple[frozenset[Kind], ...] = (
 """Kinds of ops that may run again in the cuts of :func:`varied_cuts`."""
 
 
-def varied_cuts(problem: Problem, most: int, free: Collection[int] = ()) -> list[Cut]:
+def varied_cuts(problem: Problem, most: int) -> list[Cut]:
     """The hull, and the hulls where no kernel, and neither kernel nor reduction, runs again.
 
     A cut saves all values of a price at once, so what lies between two points of the hull is found by no price; some
-    of it is on the hull of fewer ops. Where there is no cut there are none of its points. ``most`` bounds each hull.
+    of it is on the hull of fewer ops, where that has a cut. ``most`` bounds the first hull, an eighth of it each other.
+
+    Raises:
+        NoCut: the backward needs something that can neither be saved nor recomputed.
     """
     found: dict[tuple[int, ...], Cut] = {}
     for kinds in LIGHT:
@@ -147,8 +150,10 @@ def varied_cuts(problem: Problem, most: int, free: Collection[int] = ()) -> list
         if kinds != LIGHT[0] and ops == problem.ops:
             continue
         try:
-            hull = CutGraph(replace(problem, ops=ops), free).hull(most)
+            hull = CutGraph(replace(problem, ops=ops)).hull(most if kinds == LIGHT[0] else most // 8)
         except NoCut:
+            if kinds == LIGHT[0]:
+                raise
             continue
         for cut in hull:
             found.setdefault(cut.saved, cut)

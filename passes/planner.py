@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from graphremat.passes.bound import Bound
 from graphremat.passes.chain import Programme, instructions
-from graphremat.passes.cut import CutGraph, varied_cuts
+from graphremat.passes.cut import varied_cuts
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.problem import Problem
@@ -101,7 +101,7 @@ def plan_frontier(
     deadline = time.monotonic() + time_limit_seconds
     found = [judge(problem, plan) for plan in seeds]
     plans = min(most, max(LEAST_PLANS, PLAN_WORK // max(1, len(problem.ops))))
-    cuts = CutGraph(problem).hull(plans) + varied_cuts(problem, plans)
+    cuts = varied_cuts(problem, plans)
     found += [
         judge(problem, schedule(problem, saved, "cut of the whole graph"))
         for saved in dict.fromkeys(cut.saved for cut in cuts)

@@ -4,21 +4,17 @@ A segment's own parametric cut gives its options; each is scheduled and replayed
 that are equal (same ops, sizes, costs and wiring) are solved once.
 """
 
-from collections import Counter
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 
-from graphremat.passes.cut import INFINITE, recompute_seconds, saving_seconds, varied_cuts
+from graphremat.passes.cut import INFINITE, CutGraph, NoCut, recompute_seconds, saving_seconds
 from graphremat.passes.problem import Phase, Problem
 from graphremat.passes.replay import Replay, replay
 from graphremat.passes.schedule import ScheduleError, schedule
 from graphremat.passes.stages import Segment, Stages, cut_out
 
-LONGEST = 8
+LONGEST = 4
 """Stages of the longest segment with choices of its own; the programme makes longer ones of several."""
-ALWAYS = 4
-"""A segment of so many stages has choices whatever its size; a longer one only up to ``MOST_OPS``."""
-MOST_OPS = 400
 MOST_CUTS = 10
 """Cuts solved for one segment's hull."""
 
@@ -51,16 +47,11 @@ class Choices:
 def segment_choices(problem: Problem, stages: Stages) -> dict[tuple[int, int], Choices]:
     """Choices of every segment ``(first, stop)`` that is worth a look; single stages are always there."""
     classes = _stage_classes(problem, stages)
-    sizes = Counter(stages.stage_of)
-    for stage, (start, end) in enumerate(stages.windows):
-        sizes[stage] += end - start
     solved: dict[Hashable, tuple[Segment, Choices]] = {}
     result: dict[tuple[int, int], Choices] = {}
     for length in range(1, min(LONGEST, len(stages)) + 1):
         for first in range(len(stages) - length + 1):
             stop = first + length
-            if length > ALWAYS and sum(sizes[k] for k in range(first, stop)) > MOST_OPS:
-                continue
             key = (*classes[first:stop], stop == len(stages))
             if key not in solved:
                 segment = cut_out(problem, stages, first, stop)
@@ -78,7 +69,11 @@ def _solve(segment: Segment) -> Choices:
     crossing = set(segment.next_crossing)
     saving = saving_seconds(problem)
     options: list[Option] = []
-    for saved in dict.fromkeys(cut.saved for cut in varied_cuts(problem, MOST_CUTS, crossing)):
+    try:
+        cuts = CutGraph(problem, crossing).hull(MOST_CUTS)
+    except NoCut:
+        cuts = []
+    for saved in dict.fromkeys(cut.saved for cut in cuts):
         try:
             plan = schedule(problem, {*saved, *crossing})
         except ScheduleError:
