@@ -5,7 +5,7 @@ import itertools
 import pytest
 from hypothesis import given, settings
 
-from graphremat.passes.cut import INFINITE, CutGraph, NoCut, recompute_seconds, solve_networkx
+from graphremat.passes.cut import INFINITE, CutGraph, NoCut, recompute_seconds, solve_networkx, varied_cuts
 from graphremat.passes.problem import Builder, Holder, Kind, Phase, Problem
 from graphremat.passes.schedule import ScheduleError, schedule
 from tests.passes.problems import problems
@@ -100,3 +100,32 @@ def test_the_way_that_cannot_be_cut_is_told() -> None:
         NoCut, match=r"both must not run again: collective; both cannot be saved: marked by the user; g"
     ):
         CutGraph(b.build([y], [g])).solve(1.0)
+
+
+def test_cuts_of_light_ops_lie_where_no_price_leads() -> None:
+    """A heavy op, dearer a byte than nothing kept: the hull goes past the point that recomputes the light one alone."""
+    b = Builder()
+    x = b.input("x", 10)
+    heavy = b.op("heavy", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=100, seconds=10.0)
+    light = b.op("light", [x], Kind.FUSIBLE, Phase.FORWARD, size_bytes=50, seconds=8.0, fused_seconds=8.0)
+    y = b.op("y", [heavy, light], Kind.KERNEL, Phase.FORWARD, size_bytes=1, seconds=1.0)
+    t = b.tangent("t", 1)
+    problem = b.build([y], [b.op("g", [t, heavy, light], Kind.KERNEL, Phase.BACKWARD, size_bytes=1)])
+    hull = {cut.saved for cut in CutGraph(problem).hull()}
+    assert hull == {(heavy, light), (light,), ()}
+    assert {cut.saved for cut in varied_cuts(problem, 64)} == {*hull, (heavy,)}
+
+
+@settings(deadline=None, max_examples=40)
+@given(problems())
+def test_varied_cuts_hold_the_hull_and_choices_that_work(problem: Problem) -> None:
+    try:
+        hull = CutGraph(problem).hull()
+    except NoCut:
+        with pytest.raises(NoCut):
+            varied_cuts(problem, 64)
+        return
+    varied = varied_cuts(problem, 64)
+    assert varied[: len(hull)] == hull
+    for cut in varied:
+        schedule(problem, cut.saved)  # raises if it does not work
