@@ -7,6 +7,7 @@
 (0.0, True)
 """
 
+import itertools
 import logging
 import math
 import time
@@ -54,7 +55,8 @@ class Candidate:
 
 @dataclass(frozen=True, eq=False)
 class Frontier:
-    """Plans from the fastest to the one of lowest peak: every next one has a lower peak and takes longer."""
+    """Plans from the fastest to the one of lowest peak: every next one has a lower peak, takes longer, and recomputes
+    no less."""
 
     candidates: tuple[Candidate, ...]
     bound: Bound | None = None
@@ -188,12 +190,47 @@ def _evenly(low: int, high: int, most: int) -> list[int]:
 
 
 def _pareto(found: list[Candidate], most: int) -> tuple[Candidate, ...]:
-    """Plans that no other beats in peak and seconds, thinned to ``most``, ends kept."""
+    """Plans that no other beats in peak and seconds, a looser budget with no more recomputation, thinned to ``most``,
+    ends kept."""
     order = sorted(found, key=lambda c: (c.replay.seconds, c.replay.peak_bytes, c.plan.saved))
     kept: list[Candidate] = []
     for candidate in order:
         if not kept or candidate.replay.peak_bytes < kept[-1].replay.peak_bytes:
             kept.append(candidate)
+    kept = with_recomputation_in_order(kept)
     if len(kept) <= most:
         return tuple(kept)
     return tuple(kept[round(i * (len(kept) - 1) / (most - 1))] for i in range(most))
+
+
+def with_recomputation_in_order(plans: list[Candidate]) -> list[Candidate]:
+    """The plans less those that break "a looser budget never recomputes longer"; fewest seconds lost over all budgets.
+
+    Where fusion is at work a plan can be the faster one although it recomputes longer, since it saves less and so
+    writes and reads less. ``plans`` fall in peak and rise in seconds; both ends stay unless the last recomputes less
+    than the first.
+    """
+    if not plans:
+        return []
+    peaks = [c.replay.peak_bytes for c in plans]
+    seconds = [c.replay.seconds for c in plans]
+    again = [c.replay.recompute_seconds for c in plans]
+
+    steps = [(high - low) * s for (high, low), s in zip(itertools.pairwise(peaks), seconds[1:], strict=True)]
+    areas = list(itertools.accumulate(steps, initial=0.0))
+
+    def lost(first: int, stop: int) -> float:
+        """Seconds times bytes of budget that are lost if nothing between the two is kept."""
+        return seconds[stop] * (peaks[first] - peaks[stop]) - (areas[stop] - areas[first])
+
+    best, before = [0.0] + [math.inf] * (len(plans) - 1), [-1] * len(plans)
+    for stop in range(1, len(plans)):
+        for first in range(stop):
+            if again[first] <= again[stop] and best[first] + lost(first, stop) < best[stop]:
+                best[stop], before[stop] = best[first] + lost(first, stop), first
+    place = max((k for k in range(len(plans)) if best[k] < math.inf), default=0)
+    kept = []
+    while place >= 0:
+        kept.append(plans[place])
+        place = before[place]
+    return kept[::-1]

@@ -3,14 +3,18 @@
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from bench.random_problems import random_problem
 from graphremat.passes.checkpoints import revolve_forward_steps
 from graphremat.passes.cut import NoCut
-from graphremat.passes.planner import Frontier, judge, plan_frontier
+from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier, with_recomputation_in_order
 from graphremat.passes.problem import Builder, Kind, Phase, Problem
 from graphremat.passes.schedule import schedule
 from graphremat.passes.stages import cut_out, find_stages
@@ -23,6 +27,7 @@ def in_order(frontier: Frontier) -> None:
     for faster, lower in itertools.pairwise(frontier.candidates):
         assert faster.replay.peak_bytes > lower.replay.peak_bytes
         assert faster.replay.seconds <= lower.replay.seconds
+        assert faster.replay.recompute_seconds <= lower.replay.recompute_seconds
 
 
 @settings(deadline=None, max_examples=80)
@@ -200,3 +205,38 @@ def test_near_the_optimum_on_random_problems() -> None:
     assert sorted(shares)[len(shares) // 2] <= 0.005
     assert sorted(shares)[len(shares) * 95 // 100] <= 0.02
     assert missed <= asked // 100
+
+
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=7))
+def test_recomputation_is_put_in_order_at_the_least_loss(steps: list[tuple[int, int, int]]) -> None:
+    """Against every subset that keeps the fastest plan and the lowest that may follow it."""
+    peaks = list(itertools.accumulate((s[0] for s in steps[::-1]), initial=10))[::-1][: len(steps)]
+    seconds = list(itertools.accumulate(s[1] for s in steps))
+    again = [float(s[2]) for s in steps]
+    plans = [
+        cast(
+            "Candidate",
+            SimpleNamespace(
+                replay=SimpleNamespace(peak_bytes=p, seconds=float(s), recompute_seconds=a), place=k
+            ),
+        )
+        for k, (p, s, a) in enumerate(zip(peaks, seconds, again, strict=True))
+    ]
+
+    def lost(kept: Sequence[int]) -> float:
+        return sum(
+            (min(seconds[j] for j in kept if j >= k) - seconds[k]) * (peaks[k - 1] - peaks[k])
+            for k in range(1, kept[-1] + 1)
+        )
+
+    last = max(k for k in range(len(steps)) if again[k] >= again[0])
+    orders = [
+        (0, *inner, last) if last else (0,)
+        for size in range(last)
+        for inner in itertools.combinations(range(1, last), size)
+    ] or [(0,)]
+    allowed = [o for o in orders if all(again[a] <= again[b] for a, b in itertools.pairwise(o))]
+    found = [plans.index(c) for c in with_recomputation_in_order(plans)]
+    assert (found[0], found[-1]) == (0, last)
+    assert all(again[a] <= again[b] for a, b in itertools.pairwise(found))
+    assert lost(found) == pytest.approx(min(map(lost, allowed)))

@@ -1,0 +1,52 @@
+"""The two small benches of planning: a sweep over budgets, and recomputing more than once."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bench import sweep_budgets
+from bench.recompute_often import lowest
+from bench.sweep_budgets import sweep
+from graphremat.passes.planner import Frontier, plan_frontier
+from graphremat.passes.testing import chain
+
+
+def test_a_sweep_of_a_frontier_finds_nothing_wrong() -> None:
+    problem = chain(20, internal=1)
+    found = sweep("chain", problem, plan_frontier(problem), 50)
+    assert (found.over, found.risen, found.recomputed_more) == (0, 0, 0)
+    assert found.plans > 3
+    assert 0.5 < found.used_share <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("spoil", "wrong"),
+    [
+        (lambda cs: (cs[-1], *cs[1:]), "risen"),  # the slowest plan where the fastest should be
+        (lambda cs: (cs[0], replace(cs[-1], plan=cs[0].plan)), "over"),  # a plan that is not the one replayed
+    ],
+)
+def test_a_spoilt_frontier_is_noticed(spoil: Callable[..., tuple[object, ...]], wrong: str) -> None:
+    problem = chain(20)
+    good = plan_frontier(problem)
+    bad = Frontier(spoil(good.candidates))  # type: ignore[arg-type]
+    if wrong == "risen":
+        bad = Frontier((good.candidates[0], *bad.candidates[1:]))
+        bad = Frontier((replace(good.candidates[0], plan=good.candidates[-1].plan), *bad.candidates[1:]))
+    assert getattr(sweep("chain", problem, bad, 50), wrong) > 0
+
+
+def test_the_command_reads_problems(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "small.json").write_text(chain(6).to_json())
+    assert sweep_budgets.main(["--networks", "small", "--problems", str(tmp_path), "--budgets", "9"]) == 0
+    assert "small" in capsys.readouterr().out
+
+
+def test_more_recomputation_reaches_lower() -> None:
+    problem = chain(40)
+    once, twice = lowest(problem, 1), lowest(problem, 2)
+    assert (once.most_runs, twice.most_runs) == (1, 2)
+    assert twice.peak_layers < once.peak_layers
+    assert twice.added_seconds > once.added_seconds
