@@ -33,7 +33,7 @@ PLAN_WORK = 150_000
 LEAST_PLANS = 12
 SEARCH_WORK = 200_000
 """Ops replayed by the local search in all: it looks at many plans of a small graph and at few of a large one."""
-MOST_LOOKS = 2_000
+MOST_LOOKS = 3_000
 LEAST_LOOKS = 100
 """Below this the local search is not begun."""
 WIDE_LOOKS = 1_000
@@ -41,6 +41,8 @@ WIDE_LOOKS = 1_000
 NARROW_WIDTH = 6
 NEAREST = 3
 """Plans from which the search for a budget starts."""
+BUDGETS = 32
+"""Budgets between the known plans that are searched; each gets its share of the looks."""
 TARGETS = 12
 """Peaks below the lowest known one that are tried."""
 
@@ -165,9 +167,12 @@ def _searched(search: Search, found: list[Candidate], floor_bytes: int, most: in
     if not known:
         return []
     low, high = (pick(s.replay.peak_bytes for s in known) for pick in (min, max))
-    for budget in reversed(_evenly(low, high, most)):
+    for place, budget in enumerate(reversed(_evenly(low, high, BUDGETS))):
+        search.reserve_all_but_one(BUDGETS + TARGETS - place)
         known += _improved(search, known, budget)
-    for budget in reversed(_evenly(floor_bytes, min(s.replay.peak_bytes for s in known), TARGETS)[:-1]):
+    lower = _evenly(floor_bytes, min(s.replay.peak_bytes for s in known), TARGETS + 1)[:-1]
+    for place, budget in enumerate(reversed(lower)):
+        search.reserve_all_but_one(TARGETS - place)
         known += _improved(search, known, budget)
     return [Candidate(s.plan, s.replay) for s in search.states]
 

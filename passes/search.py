@@ -13,14 +13,15 @@ Every plan that was looked at competes for the frontier. The space is that of Ch
 in its order, before each op any recomputations.
 """
 
+import itertools
 import math
 import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import numpy as np
-import numpy.typing as npt
 
 from graphremat.passes.cut import recompute_seconds
 from graphremat.passes.plan import Plan
@@ -86,6 +87,7 @@ class Search:
     ) -> None:
         self.problem = problem
         self._looks_left = most_looks
+        self._reserved = 0
         self._deadline = deadline
         self._most = most_recomputations
         self._width = width
@@ -109,8 +111,12 @@ class Search:
 
     @property
     def ended(self) -> bool:
-        """Whether nothing is left to look with."""
-        return self._looks_left <= 0 or time.monotonic() >= self._deadline
+        """Whether nothing is left to look with, what is reserved left out."""
+        return self._looks_left <= self._reserved or time.monotonic() >= self._deadline
+
+    def reserve_all_but_one(self, parts: int) -> None:
+        """Divide the looks that are left into parts, of which the next calls may use one."""
+        self._reserved = self._looks_left - self._looks_left // parts
 
     @property
     def states(self) -> Iterator[State]:
@@ -123,7 +129,7 @@ class Search:
 
     def resume(self, plan: Plan) -> State | None:
         """The state of a plan from elsewhere, as far as it can be said by a retention."""
-        step, made_at = 0, dict[int, int]()
+        step, made = 0, {self.problem.values[v].producer for v in plan.saved}
         gone: set[Moment] = set()
         early: set[Moment] = set()
         here: list[int] = []
@@ -137,11 +143,11 @@ class Search:
             for again in here:
                 for write in problem.ops[again].writes:
                     if problem.base[write] == write:
-                        if again in made_at:
+                        if again in made:
                             gone.add((step - 1, write))
                         if write not in read:
                             early.add((step, write))
-                made_at[again] = step
+                made.add(again)
             step, here = step + 1, []
         return self.look(
             Retention(frozenset(plan.saved) | self._kept_anyway, frozenset(gone), frozenset(early))
@@ -239,7 +245,7 @@ class Search:
     def _moves(self, state: State, budget_bytes: int, tabu: frozenset[Moment]) -> list[Retention]:
         """Retentions one move away that may lower a moment over the budget."""
         kept, split = state.retention, state.replay.forward_length
-        over = np.flatnonzero(state.replay.curve > budget_bytes)
+        over: list[int] = np.flatnonzero(state.replay.curve > budget_bytes).tolist()
         found: dict[Retention, None] = {}
         idle = self._idle(state, over)
         ranked = sorted(
@@ -253,11 +259,11 @@ class Search:
             elif value in kept.saved:
                 found[replace(kept, saved=kept.saved - {value})] = None
         steps = {state.steps[position - split] for position in over if position >= split}
-        for moment in self._sooner(state, steps):
+        for moment in (*self._sooner(state, steps), *self._handed_on(state, steps)[: self._width]):
             found[replace(kept, early=kept.early | {moment})] = None
         return list(found)
 
-    def _idle(self, state: State, over: npt.NDArray[np.intp]) -> dict[Moment, int]:
+    def _idle(self, state: State, over: list[int]) -> dict[Moment, int]:
         """Values alive but idle at positions of ``over``, with the step of their last use before them (-1: forward),
         and their bytes times the number of these positions."""
         problem, split = self.problem, state.replay.forward_length
@@ -276,17 +282,16 @@ class Search:
             if not problem.storages[storage].size_bytes or (storage in outputs and first < split):
                 continue
             values = self._evictable.get(storage)
-            if not values:
+            if not values or bisect_right(over, first) == bisect_left(over, last):
                 continue
-            inside = over[(over > first) & (over < last)]
-            uses = np.array([p for p in touched[storage] if first <= p <= last])
-            gaps = np.searchsorted(uses, inside)
-            idle = gaps[(gaps < len(uses)) & ~np.isin(inside, uses)]
-            for gap, count in zip(*np.unique(idle, return_counts=True), strict=True):
-                before, after = step_of(int(uses[gap - 1])), step_of(int(uses[gap]))
-                if before < after:
+            uses = touched[storage]
+            uses = uses[bisect_left(uses, first) : bisect_right(uses, last)]
+            for use, following in itertools.pairwise(uses):
+                count = bisect_left(over, following) - bisect_right(over, use)
+                before, after = step_of(use), step_of(following)
+                if count > 0 and before < after:
                     for value in values:
-                        freed = int(count) * problem.storages[storage].size_bytes
+                        freed = count * problem.storages[storage].size_bytes
                         found[before, value] = found.get((before, value), 0) + freed
         return found
 
@@ -307,6 +312,26 @@ class Search:
                 if problem.values[base].producer in made and earlier:
                     found.update(((max(earlier), w), None) for w in problem.ops[index].writes)
         return list(found)
+
+    def _handed_on(self, state: State, steps: set[int]) -> list[Moment]:
+        """Recomputations for which a larger operand waits through ``steps``: they can be made where it is used before,
+        or at once if it is saved, and it can go then."""
+        problem = self.problem
+        size = [problem.graph_bytes(value.storage) for value in problem.values]
+        used: dict[int, list[int]] = {v: [0] for v in state.plan.saved}
+        for step, index in zip(state.steps, state.plan.backward, strict=True):
+            for base in {problem.base[v] for v in (*problem.ops[index].reads, *problem.ops[index].writes)}:
+                used.setdefault(base, []).append(step)
+        found: dict[Moment, int] = {}
+        for step, previous, index in self._again(state):
+            writes = problem.ops[index].writes
+            made = sum(size[w] for w in writes)
+            for base in {problem.base[r]: None for r in problem.ops[index].reads}:
+                earlier = max((s for s in used.get(base, ()) if previous <= s < step), default=None)
+                if size[base] > made and earlier is not None and any(earlier <= s < step for s in steps):
+                    for write in writes:
+                        found[earlier, write] = max(size[base] - made, found.get((earlier, write), 0))
+        return sorted(found, key=lambda m: (-found[m], m))
 
     def _again(self, state: State) -> list[tuple[int, int, int]]:
         """Recomputations: ``(step, step at which it was made before or -1 for the forward, op)``."""
