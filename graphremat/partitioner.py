@@ -142,6 +142,7 @@ def partition(
             seeds=[torchs_plan] if torchs_plan else [],
             most_recomputations=options.most_recomputations,
             time_limit_seconds=options.planner_seconds or math.inf,
+            remake_saved=False,  # the extraction gives the backward a value by one name: saved or made
         )
         frontier = _with_torchs_first(found, judge(problem, torchs_plan)) if torchs_plan else found
         dumps.write("15-cut.md", lambda: cut_table(problem))

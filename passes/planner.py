@@ -22,7 +22,7 @@ from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import Replay, replay
 from graphremat.passes.schedule import ScheduleError, schedule
-from graphremat.passes.search import RULES, Search, State
+from graphremat.passes.search import RULES, Search, State, remakes_saved
 from graphremat.passes.segments import segment_choices
 from graphremat.passes.stages import find_stages
 
@@ -89,6 +89,7 @@ def plan_frontier(
     seeds: Sequence[Plan] = (),
     most_recomputations: int | None = 2,
     time_limit_seconds: float = math.inf,
+    remake_saved: bool = True,
 ) -> Frontier:
     """Plan ``problem`` for all budgets at once.
 
@@ -97,6 +98,7 @@ def plan_frontier(
         most: plans to keep, at least 2.
         seeds: plans from elsewhere that compete with ours (torch's own, say).
         most_recomputations: how often an op may run again, at least 1; None for as often as it pays.
+        remake_saved: whether a saved value may be let go in the backward and made again there.
         time_limit_seconds: after it no further plan is tried. Without it the same problem gives the same plans.
 
     Raises:
@@ -123,8 +125,11 @@ def plan_frontier(
             most_recomputations=most_recomputations,
             width=width,
             deadline=deadline,
+            remake_saved=remake_saved,
         )
         found += _searched(search, found, bound.lowest_bytes, plans)
+    if not remake_saved:
+        found = [c for c in found if not remakes_saved(problem, c.plan)]
     return Frontier(_pareto(found, most), bound)
 
 

@@ -144,6 +144,23 @@ def _follow(
     return order.order
 
 
+def _without_waste(problem: Problem, order: Sequence[int]) -> list[int]:
+    """``order`` less the recomputations whose results nothing reads before they are made again."""
+    needed = [False] * len(problem.values)
+    for value in problem.backward_outputs:
+        needed[value] = True
+    kept: list[int] = []
+    for index in reversed(order):
+        op = problem.ops[index]
+        if op.phase is Phase.BACKWARD or any(needed[w] for w in op.writes):
+            kept.append(index)
+            for write in op.writes:
+                needed[write] = False
+            for read in op.reads:
+                needed[read] = True
+    return kept[::-1]
+
+
 def backward_ops(problem: Problem) -> list[int]:
     """The ops behind a tangent, in the order of the joint graph."""
     return [i for i, op in enumerate(problem.ops) if op.phase is Phase.BACKWARD]
@@ -169,7 +186,8 @@ def schedule(
         available[value] = True
     if instructions is None:
         instructions = [Run(tuple(backward_ops(problem)))]
-    backward = _follow(problem, available, instructions, problem.backward_outputs)
+    order = _follow(problem, available, instructions, problem.backward_outputs)
+    backward = _without_waste(problem, order)
     read = {r for i in backward for r in problem.ops[i].reads} | set(problem.backward_outputs)
     used = tuple(sorted(v for v in kept if v in read and problem.values[v].producer >= 0))
     return Plan(used, forward_order(problem, used), tuple(backward), origin)

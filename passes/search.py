@@ -74,6 +74,7 @@ class Search:
         most_recomputations: how often an op may run again; None for any number.
         width: evictions looked at from one plan, the most promising first; None for all.
         deadline: of ``time.monotonic()``, after which nothing is looked at any more.
+        remake_saved: whether a saved value may be let go in the backward and made again there.
     """
 
     def __init__(
@@ -84,12 +85,14 @@ class Search:
         most_recomputations: int | None = None,
         width: int | None = None,
         deadline: float = math.inf,
+        remake_saved: bool = True,
     ) -> None:
         self.problem = problem
         self._looks_left = most_looks
         self._reserved = 0
         self._deadline = deadline
         self._most = most_recomputations
+        self._remake_saved = remake_saved
         self._width = width
         self._again_seconds = recompute_seconds(problem)
         self._backward = backward_ops(problem)
@@ -168,6 +171,8 @@ class Search:
         except ScheduleError:
             return None
         if self._most is not None and _runs_again(self.problem, plan) > self._most:
+            return None
+        if not self._remake_saved and remakes_saved(self.problem, plan):
             return None
         steps, step = [], 0
         for index in plan.backward:
@@ -404,6 +409,14 @@ def _order(
     if rule == "seconds":
         return seconds, left, 0.0
     return max(0.0, seconds - origin.replay.seconds) / (overshoot - left), seconds, left
+
+
+def remakes_saved(problem: Problem, plan: Plan) -> bool:
+    """Whether the backward makes a value again that it was given."""
+    again = {
+        w for i in plan.backward if problem.ops[i].phase is not Phase.BACKWARD for w in problem.ops[i].writes
+    }
+    return not again.isdisjoint(plan.saved)
 
 
 def _runs_again(problem: Problem, plan: Plan) -> int:

@@ -16,7 +16,8 @@ from graphremat.passes.checkpoints import revolve_forward_steps
 from graphremat.passes.cut import NoCut
 from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier, with_recomputation_in_order
 from graphremat.passes.problem import Builder, Kind, Phase, Problem
-from graphremat.passes.schedule import schedule
+from graphremat.passes.schedule import Forget, Make, Run, schedule
+from graphremat.passes.search import remakes_saved
 from graphremat.passes.stages import cut_out, find_stages
 from graphremat.passes.testing import chain
 from tests.passes.brute_force import best_seconds, lowest_peak
@@ -87,6 +88,25 @@ def test_a_budget_below_the_lowest_plan_has_none() -> None:
     assert frontier.under(frontier.candidates[-1].replay.peak_bytes) == len(frontier.candidates) - 1
     assert frontier.under(frontier.candidates[-1].replay.peak_bytes - 1) is None
     assert frontier.under(10**9) == 0
+
+
+def test_a_saved_value_is_made_again_only_where_that_is_allowed() -> None:
+    problem = random_problem(
+        3, least=10, most=14
+    )  # of which the plans of low peak drop a saved value and remake it
+    free = plan_frontier(problem, most_recomputations=None)
+    assert any(remakes_saved(problem, c.plan) for c in free.candidates)
+    bound = plan_frontier(problem, most_recomputations=None, remake_saved=False)
+    assert bound.candidates
+    assert not any(remakes_saved(problem, c.plan) for c in bound.candidates)
+
+
+def test_what_nothing_reads_is_not_made() -> None:
+    problem = chain(3)
+    backward = [i for i, op in enumerate(problem.ops) if op.phase is Phase.BACKWARD]
+    layer = next(v for v, value in enumerate(problem.values) if value.name == "layer1")
+    steps = [Make((layer,)), Forget((layer,)), Run(tuple(backward))]
+    assert schedule(problem, [], instructions=steps).backward == schedule(problem, []).backward
 
 
 def test_the_same_problem_gives_the_same_plans() -> None:
