@@ -111,8 +111,8 @@ class Programme:
         self._most = most_recomputations
         self._tables: list[npt.NDArray[np.float64]] = []
         self._recompute()
+        self._ways = [self._ways_from(first) for first in range(len(stages))]
         self._fewest = self._solve()
-        self._known_ways: dict[int, list[_Way]] = {}
 
     def budgets(self, most: int) -> list[int]:
         """At most ``most`` budgets in bytes where the seconds fall, ascending, evenly chosen among all of these."""
@@ -147,12 +147,12 @@ class Programme:
         count = len(self.stages)
         fewest = [np.full(self._units, np.inf) for _ in range(count)] + [np.zeros(self._units)]
         for first in reversed(range(count)):
-            for way in self._ways(first):
+            for way in self._ways[first]:
                 offer = way.seconds + _shifted(fewest[way.stop], way.kept)
                 np.minimum(fewest[first], self._above(offer, way.need), out=fewest[first])
         return fewest
 
-    def _ways(self, first: int) -> list["_Way"]:
+    def _ways_from(self, first: int) -> list[_Way]:
         """Ways to treat the segments that start at ``first``, seen from the first forward."""
         at_hand = self._bytes
         found: list[_Way] = []
@@ -170,12 +170,10 @@ class Programme:
             found.append(_Way(stop, None, self._tables[-1][first, stop], entering, self._room_for(need)))
         return found
 
-    def _best_way(self, first: int, room: int) -> "_Way":
+    def _best_way(self, first: int, room: int) -> _Way:
         """How ``fewest[first]`` reaches its seconds at ``room``."""
-        if first not in self._known_ways:
-            self._known_ways[first] = self._ways(first)
         best, chosen = math.inf, None
-        for way in self._known_ways[first]:
+        for way in self._ways[first]:
             if room < max(way.need, way.kept):
                 continue
             own = way.seconds if isinstance(way.seconds, float) else way.seconds[room]

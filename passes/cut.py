@@ -125,11 +125,10 @@ def _feeds_kernel(problem: Problem, op: Op) -> bool:
 
 
 LIGHT: tuple[frozenset[Kind], ...] = (
-    frozenset(Kind),
     frozenset({Kind.VIEW, Kind.FUSIBLE, Kind.REDUCTION}),
     frozenset({Kind.VIEW, Kind.FUSIBLE}),
 )
-"""Kinds of ops that may run again in the cuts of :func:`varied_cuts`."""
+"""Kinds of ops that alone may run again in the further cuts of :func:`varied_cuts`."""
 
 
 def varied_cuts(problem: Problem, most: int) -> list[Cut]:
@@ -141,22 +140,21 @@ def varied_cuts(problem: Problem, most: int) -> list[Cut]:
     Raises:
         NoCut: the backward needs something that can neither be saved nor recomputed.
     """
-    found: dict[tuple[int, ...], Cut] = {}
+    cuts = CutGraph(problem).hull(most)
     for kinds in LIGHT:
         ops = tuple(
             op if op.kind in kinds or op.keep else replace(op, keep="too heavy for this cut")
             for op in problem.ops
         )
-        if kinds != LIGHT[0] and ops == problem.ops:
+        if ops == problem.ops:
             continue
         try:
-            hull = CutGraph(replace(problem, ops=ops)).hull(most if kinds == LIGHT[0] else most // 8)
+            cuts += CutGraph(replace(problem, ops=ops)).hull(most // 8)
         except NoCut:
-            if kinds == LIGHT[0]:
-                raise
             continue
-        for cut in hull:
-            found.setdefault(cut.saved, cut)
+    found: dict[tuple[int, ...], Cut] = {}
+    for cut in cuts:
+        found.setdefault(cut.saved, cut)
     return list(found.values())
 
 

@@ -107,10 +107,9 @@ def plan_frontier(
     deadline = time.monotonic() + time_limit_seconds
     found = [judge(problem, plan) for plan in seeds]
     plans = min(most, max(LEAST_PLANS, PLAN_WORK // max(1, len(problem.ops))))
-    cuts = varied_cuts(problem, plans)
     found += [
-        judge(problem, schedule(problem, saved, "cut of the whole graph"))
-        for saved in dict.fromkeys(cut.saved for cut in cuts)
+        judge(problem, schedule(problem, cut.saved, "cut of the whole graph"))
+        for cut in varied_cuts(problem, plans)
     ]
     highest = max(c.replay.peak_bytes for c in found)
     if time.monotonic() < deadline:

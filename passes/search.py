@@ -95,6 +95,7 @@ class Search:
         self._remake_saved = remake_saved
         self._width = width
         self._again_seconds = recompute_seconds(problem)
+        self._size = [problem.graph_bytes(value.storage) for value in problem.values]
         self._backward = backward_ops(problem)
         self._known: dict[Retention, State | None] = {}
         self._savable = frozenset(
@@ -303,10 +304,7 @@ class Search:
     def _sooner(self, state: State, steps: set[int]) -> list[Moment]:
         """Recomputations in ``steps`` whose operands are recomputed for them, though they were there earlier."""
         problem = self.problem
-        used: dict[int, list[int]] = {}
-        for step, index in zip(state.steps, state.plan.backward, strict=True):
-            for value in (*problem.ops[index].reads, *problem.ops[index].writes):
-                used.setdefault(problem.base[value], []).append(step)
+        used = self._steps_of_use(state)
         found: dict[Moment, None] = {}
         for step, previous, index in self._again(state):
             if step not in steps:
@@ -322,11 +320,9 @@ class Search:
         """Recomputations for which a larger operand waits through ``steps``: they can be made where it is used before,
         or at once if it is saved, and it can go then."""
         problem = self.problem
-        size = [problem.graph_bytes(value.storage) for value in problem.values]
-        used: dict[int, list[int]] = {v: [0] for v in state.plan.saved}
-        for step, index in zip(state.steps, state.plan.backward, strict=True):
-            for base in {problem.base[v] for v in (*problem.ops[index].reads, *problem.ops[index].writes)}:
-                used.setdefault(base, []).append(step)
+        size, used = self._size, self._steps_of_use(state)
+        for value in state.plan.saved:
+            used[value] = [0, *used.get(value, ())]
         found: dict[Moment, int] = {}
         for step, previous, index in self._again(state):
             writes = problem.ops[index].writes
@@ -337,6 +333,15 @@ class Search:
                     for write in writes:
                         found[earlier, write] = max(size[base] - made, found.get((earlier, write), 0))
         return sorted(found, key=lambda m: (-found[m], m))
+
+    def _steps_of_use(self, state: State) -> dict[int, list[int]]:
+        """For each value that is no view, the steps in which it or a view of it is read or written."""
+        problem = self.problem
+        used: dict[int, list[int]] = {}
+        for step, index in zip(state.steps, state.plan.backward, strict=True):
+            for value in (*problem.ops[index].reads, *problem.ops[index].writes):
+                used.setdefault(problem.base[value], []).append(step)
+        return used
 
     def _again(self, state: State) -> list[tuple[int, int, int]]:
         """Recomputations: ``(step, step at which it was made before or -1 for the forward, op)``."""

@@ -67,15 +67,15 @@ def _solve(segment: Segment) -> Choices:
     """The segment's options, those that another one beats in everything left out."""
     problem = segment.problem
     crossing = set(segment.next_crossing)
-    saving = saving_seconds(problem)
-    options: list[Option] = []
     try:
         cuts = CutGraph(problem, crossing).hull(MOST_CUTS)
     except NoCut:
         cuts = []
-    for saved in dict.fromkeys(cut.saved for cut in cuts):
+    saving = saving_seconds(problem)
+    options: list[Option] = []
+    for cut in cuts:
         try:
-            plan = schedule(problem, {*saved, *crossing})
+            plan = schedule(problem, {*cut.saved, *crossing})
         except ScheduleError:
             continue
         run = replay(problem, plan)
