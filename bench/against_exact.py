@@ -9,7 +9,6 @@ The exit code is 1 if a figure of the table is beyond its bound (``LIMITS``).
 """
 
 import argparse
-import hashlib
 import json
 import math
 import statistics
@@ -24,6 +23,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.random_problems import SHAPES, random_problem
+from bench.sources import digest_of
 from graphremat.passes.cut import NoCut
 from graphremat.passes.exact import solve_exact
 from graphremat.passes.planner import plan_frontier
@@ -63,16 +63,6 @@ class Row:
     plan_seconds: float
     prove_seconds: float
     points: tuple[Point, ...]
-
-
-def sources_digest() -> str:
-    """Twelve hex digits over the planner's sources and the problems'."""
-    root = Path(__file__).parent.parent
-    files = [*sorted((root / "passes").glob("*.py")), root / "bench" / "random_problems.py"]
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
 
 
 def measure(
@@ -186,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     if chosen.budgets < 2:
         parser.error("--budgets must be at least 2: the lowest and the highest")
-    sources = sources_digest()
+    sources = digest_of(("passes/*.py", "bench/random_problems.py"))
     setting = (chosen.least, chosen.most, sources)
     done = {r.seed: r for r in read_rows(chosen.out) if (r.least, r.most, r.sources) == setting}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench.export_problems import LOWERINGS, capture_problem
+from bench.export_problems import LOWERINGS, problem_of
 from bench.networks import NETWORKS
 from graphremat.passes.baselines import BASELINES
 from graphremat.passes.planner import Candidate, plan_frontier
@@ -245,10 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pictures = []
     with Progress(transient=True) as progress:
         for network in progress.track(chosen.networks.split(","), description="planning"):
-            if chosen.problems:
-                problem = Problem.from_json((chosen.problems / f"{network}.json").read_text())
-            else:
-                problem = capture_problem(network, chosen.size, chosen.lowering)
+            problem = problem_of(network, chosen.size, chosen.lowering, chosen.problems)
             pictures.append(picture_of(network, problem, chosen.exact))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context({"svg.hashsalt": "frontiers"}):

@@ -90,6 +90,13 @@ def capture_problem(network: str, size: str, lowering: str = "inductor") -> Prob
     raise RuntimeError(f"{network} was compiled without a joint graph")
 
 
+def problem_of(network: str, size: str, lowering: str, folder: Path | None) -> Problem:
+    """The problem of one network: what ``main`` has written into ``folder``, or traced now where that is None."""
+    if folder:
+        return Problem.from_json((folder / f"{network}.json").read_text())
+    return capture_problem(network, size, lowering)
+
+
 def _never(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
     raise AssertionError("the capture ends the compilation before any graph is compiled")
 

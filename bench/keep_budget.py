@@ -9,7 +9,6 @@ The exit code is 1 if a budget was exceeded, a gradient differs, a prediction is
 """
 
 import argparse
-import hashlib
 import os
 import platform
 import sys
@@ -38,6 +37,7 @@ from bench.budget_rows import (
     read_results,
 )
 from bench.networks import NETWORKS, Case
+from bench.sources import digest_of
 from graphremat.errors import GraphrematError
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
 
@@ -48,15 +48,8 @@ RESULTS = Path(__file__).parent / "results" / "keep_budget.jsonl"
 
 
 def sources_digest() -> str:
-    """Twelve hex digits over the sources that a result depends on: graphremat, its passes, and the networks."""
-    root = Path(__file__).parent.parent
-    files = [
-        path for folder in ("graphremat", "passes", "bench/networks") for path in (root / folder).glob("*.py")
-    ]
-    digest = hashlib.sha256()
-    for path in sorted(files):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:12]
+    """Over the sources that a result depends on: graphremat, its passes, and the networks."""
+    return digest_of(("graphremat/*.py", "passes/*.py", "bench/networks/*.py"))
 
 
 def storage_bytes(tensors: Sequence[Tensor]) -> int:

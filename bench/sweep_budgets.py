@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench.export_problems import capture_problem
+from bench.export_problems import problem_of
 from graphremat.passes.planner import Frontier, plan_frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import replay
@@ -103,11 +103,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sweeps = []
     with Progress(transient=True) as progress:
         for network in progress.track(chosen.networks.split(","), description="planning"):
-            if chosen.problems:
-                problem = Problem.from_json((chosen.problems / f"{network}.json").read_text())
-            else:
-                problem = capture_problem(network, chosen.size)
-            sweeps.append(sweep(network, problem, plan_frontier(problem), chosen.budgets))
+            problem = problem_of(network, chosen.size, "inductor", chosen.problems)
+            sweeps.append(sweep(network, problem, plan_frontier(problem, remake_saved=False), chosen.budgets))
     Console(width=None if sys.stdout.isatty() else 160).print(table_of(sweeps, chosen.budgets))
     return int(any(s.over or s.risen or s.recomputed_more for s in sweeps))
 

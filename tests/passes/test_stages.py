@@ -41,7 +41,7 @@ def test_layers_are_stages_though_the_backward_reads_but_what_is_inside() -> Non
 def test_a_view_belongs_to_the_stage_of_what_it_shows() -> None:
     b = Builder()
     x = b.input("x", 10)
-    made, seen = [], []
+    made = []
     for layer in range(4):
         x = b.op(f"layer{layer}", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=10, seconds=1.0)
         made.append(x)
