@@ -194,8 +194,12 @@ class Programme:
             for length in range(1, count + 1):
                 for first in range(count - length + 1):
                     best = self._at_once(first, first + length)
-                    for _, _, offer in self._splits(depth, first, first + length):
-                        np.minimum(best, offer, out=best)
+                    if length > 1:
+                        swept = self._swept(depth, first, first + length)
+                        if swept is not None:
+                            np.minimum(best, swept.min(axis=0), out=best)
+                        for _, offer in self._parted(depth, first, first + length):
+                            np.minimum(best, offer, out=best)
                     table[first, first + length] = best
 
     def _at_once(self, first: int, stop: int) -> Seconds:
@@ -210,34 +214,47 @@ class Programme:
         here = self.choices.get((first, stop))
         return next((o for o in here.options if not o.saved), None) if here else None
 
-    def _splits(self, depth: int, first: int, stop: int) -> Iterator[tuple[int, Option | None, Seconds]]:
-        """Ways to recompute a segment in two parts: place, option of the left part (None: again), seconds."""
-        if stop - first < 2:
-            return
-        at_hand, table = self._bytes, self._tables[depth]
+    def _swept(self, depth: int, first: int, stop: int) -> Seconds | None:
+        """Seconds to recompute a segment by a sweep to each place within it, a row a place; None if no op may run so
+        often."""
+        table = self._tables[depth]
         swept = table if self._most is None else self._tables[depth - 1] if depth else None
-        start = at_hand.window_start[stop - 1]
-        entering = [self._units_of(b) for b in at_hand.entering[first][first + 1 : stop]]
-        if swept is not None:
-            whole = _shifted_rows(table[first + 1 : stop, stop], entering)
-            whole += swept[first, first + 1 : stop]
-            whole += np.cumsum(self._sweeps[first : stop - 1])[:, None]
-            for row, at in zip(whole, range(first + 1, stop), strict=True):
-                yield at, None, self._above(row, self._room_for(start + at_hand.sweep[first][at]))
-        at = first + 1
+        if swept is None:
+            return None
+        rows = np.full((stop - first - 1, self._units), np.inf)
+        start, entering = self._bytes.window_start[stop - 1], self._bytes.entering[first]
+        for at, row in enumerate(rows, first + 1):
+            kept = self._units_of(entering[at])
+            room = max(kept, self._room_for(start + self._bytes.sweep[first][at]))
+            row[room:] = table[at, stop, room - kept : max(0, self._units - kept)]
+        rows += swept[first, first + 1 : stop]
+        rows += np.cumsum(self._sweeps[first : stop - 1])[:, None]
+        return rows
+
+    def _parted(self, depth: int, first: int, stop: int) -> Iterator[tuple[Option, Seconds]]:
+        """Ways to recompute a segment whose first stage is treated by an option: option, seconds."""
+        at_hand, at = self._bytes, first + 1
+        once = self._most is not None and depth == 0
         for option in self.choices[first, at].options:
-            if option.saved if swept is not None else option.seconds == 0:
-                kept = entering[0] + self._units_of(option.kept_bytes)
-                need = max(start + option.forward_bytes, at_hand.backward[first][at] + option.backward_bytes)
-                offer = option.sweep_seconds + option.seconds + _shifted(table[at, stop], kept)
-                yield at, option, self._above(offer, self._room_for(need))
+            if option.seconds == 0 if once else option.saved:
+                kept = self._units_of(at_hand.entering[first][at]) + self._units_of(option.kept_bytes)
+                start = at_hand.window_start[stop - 1] + option.forward_bytes
+                need = max(start, at_hand.backward[first][at] + option.backward_bytes)
+                offer = option.sweep_seconds + option.seconds + _shifted(self._tables[depth][at, stop], kept)
+                yield option, self._above(offer, self._room_for(need))
 
     def _trace(self, depth: int, first: int, stop: int, room: int) -> Treatment:
         """How ``again[first, stop]`` reaches its seconds at ``room``."""
-        best, chosen = self._at_once(first, stop)[room], None
-        for at, option, offer in self._splits(depth, first, stop):
-            if offer[room] < best:
-                best, chosen = offer[room], (at, option)
+        best = self._at_once(first, stop)[room]
+        chosen: tuple[int, Option | None] | None = None
+        if stop - first > 1:
+            swept = self._swept(depth, first, stop)
+            if swept is not None and swept[:, room].min() < best:
+                row = int(swept[:, room].argmin())
+                best, chosen = swept[row, room], (first + 1 + row, None)
+            for part, offer in self._parted(depth, first, stop):
+                if offer[room] < best:
+                    best, chosen = offer[room], (first + 1, part)
         if chosen is None:
             treatment = self._nothing_kept(first, stop)
             assert treatment is not None
@@ -386,14 +403,4 @@ def _shifted(seconds: Seconds, units: int) -> Seconds:
     result = np.full_like(seconds, np.inf)
     if units < len(seconds):
         result[units:] = seconds[: len(seconds) - units]
-    return result
-
-
-def _shifted_rows(rows: Seconds, units: list[int]) -> Seconds:
-    """Each row with its own number of units less room."""
-    if len(set(units)) > 1:
-        return np.stack([_shifted(row, u) for row, u in zip(rows, units, strict=True)])
-    result = np.full_like(rows, np.inf)
-    if units[0] < rows.shape[1]:
-        result[:, units[0] :] = rows[:, : rows.shape[1] - units[0]]
     return result

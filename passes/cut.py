@@ -94,7 +94,7 @@ def recompute_seconds(problem: Problem) -> list[float]:
     """What it costs to run each op once more: only its arithmetic where it would live inside its readers."""
     return [
         0.0 if op.phase is Phase.EITHER else op.fused_seconds if inside else op.seconds
-        for op, inside in zip(problem.ops, _inside_readers(problem), strict=True)
+        for op, inside in zip(problem.ops, problem.inside_readers, strict=True)
     ]
 
 
@@ -102,26 +102,8 @@ def saving_seconds(problem: Problem) -> list[float]:
     """What it costs to save the results of each op: the traffic of those that would otherwise have no buffer."""
     return [
         max(op.seconds - op.fused_seconds, 0.0) if inside else 0.0
-        for op, inside in zip(problem.ops, _inside_readers(problem), strict=True)
+        for op, inside in zip(problem.ops, problem.inside_readers, strict=True)
     ]
-
-
-def _inside_readers(problem: Problem) -> list[bool]:
-    """For each op, whether a copy of it would live inside the kernels that read it."""
-    return [
-        op.kind is Kind.FUSIBLE and problem.fuses and not _feeds_kernel(problem, op) for op in problem.ops
-    ]
-
-
-def _feeds_kernel(problem: Problem, op: Op) -> bool:
-    pending = list(op.writes)
-    while pending:
-        for reader in problem.readers[pending.pop()]:
-            if problem.ops[reader].kind is Kind.KERNEL:
-                return True
-            if problem.ops[reader].kind is Kind.VIEW:
-                pending.extend(problem.ops[reader].writes)
-    return False
 
 
 LIGHT: tuple[frozenset[Kind], ...] = (

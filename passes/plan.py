@@ -54,25 +54,26 @@ def check_plan(problem: Problem, plan: Plan) -> None:
 
     That operands are alive when they are read is checked by the replay.
     """
+    phases, ops = problem.table.phases, problem.ops
     ran_forward = set(plan.forward)
     if len(ran_forward) != len(plan.forward):
         raise ValueError("an op stands twice in the forward")
     for index in plan.forward:
-        if problem.ops[index].phase is Phase.BACKWARD:
-            raise ValueError(f"backward op {problem.ops[index].name} stands in the forward")
+        if phases[index] is Phase.BACKWARD:
+            raise ValueError(f"backward op {ops[index].name} stands in the forward")
     seen = set(plan.forward)
     for index in plan.backward:
-        op = problem.ops[index]
-        if index in seen and op.phase is Phase.BACKWARD:
-            raise ValueError(f"backward op {op.name} runs twice")
-        if index in seen and op.keep:
-            raise ValueError(f"{op.name} runs twice, but must not: {op.keep}")
+        if index in seen:
+            if phases[index] is Phase.BACKWARD:
+                raise ValueError(f"backward op {ops[index].name} runs twice")
+            if ops[index].keep:
+                raise ValueError(f"{ops[index].name} runs twice, but must not: {ops[index].keep}")
         seen.add(index)
-    for index, op in enumerate(problem.ops):
-        if op.phase is Phase.FORWARD and index not in ran_forward:
-            raise ValueError(f"forward op {op.name} never runs in the forward")
-        if op.phase is Phase.BACKWARD and index not in seen:
-            raise ValueError(f"backward op {op.name} never runs")
+    for index, phase in enumerate(phases):
+        if phase is Phase.FORWARD and index not in ran_forward:
+            raise ValueError(f"forward op {ops[index].name} never runs in the forward")
+        if phase is Phase.BACKWARD and index not in seen:
+            raise ValueError(f"backward op {ops[index].name} never runs")
     for value in plan.saved:
         producer = problem.values[value].producer
         if producer < 0:

@@ -28,7 +28,7 @@ from graphremat.passes.stages import find_stages
 
 log = logging.getLogger("graphremat.planner")
 
-PLAN_WORK = 150_000
+PLAN_WORK = 100_000
 """Ops replayed for plans of the programme over stages: a large graph gets fewer plans, at least ``LEAST_PLANS``."""
 LEAST_PLANS = 12
 SEARCH_WORK = 200_000

@@ -111,6 +111,10 @@ class Table:
     """The columns of a problem that loops over all ops read again and again, as plain lists and arrays."""
 
     reads: list[tuple[int, ...]]
+    writes: list[tuple[int, ...]]
+    phases: list[Phase]
+    producers: list[int]
+    """For each value, the op that makes it; negative for inputs."""
     makes: list[tuple[tuple[int, int], ...]]
     """For each op, its ``(value, storage)``; -1 for a storage that the graph does not own."""
     views: list[tuple[tuple[int, int], ...] | None]
@@ -167,6 +171,21 @@ class Problem:
         return tuple(tuple(f) for f in found)
 
     @cached_property
+    def inside_readers(self) -> tuple[bool, ...]:
+        """For each op, whether a copy of it would live inside the kernels that read it: where ops are joined, a
+        pointwise op that feeds no kernel of its own, directly or through views."""
+        feeds_kernel = [False] * len(self.values)
+        for op in reversed(self.ops):
+            through_view = op.kind is Kind.VIEW and any(feeds_kernel[w] for w in op.writes)
+            if op.kind is Kind.KERNEL or through_view:
+                for read in op.reads:
+                    feeds_kernel[read] = True
+        return tuple(
+            op.kind is Kind.FUSIBLE and self.fuses and not any(feeds_kernel[w] for w in op.writes)
+            for op in self.ops
+        )
+
+    @cached_property
     def base(self) -> tuple[int, ...]:
         """For each value, the value that is not a view and lies in the same storage (itself, if it is none)."""
         result = list(range(len(self.values)))
@@ -208,6 +227,9 @@ class Problem:
         ]
         return Table(
             reads=[op.reads for op in self.ops],
+            writes=[op.writes for op in self.ops],
+            phases=[op.phase for op in self.ops],
+            producers=[v.producer for v in values],
             makes=[() if op.kind is Kind.VIEW else made(op) for op in self.ops],
             views=views,
             plain_views=plain,

@@ -14,6 +14,7 @@ made once more.
     ['layer0', 'layer1', 'grad2_0', 'layer0', 'grad1_0', 'grad0_0']
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -28,19 +29,20 @@ class ScheduleError(ValueError):
 
 def forward_order(problem: Problem, saved: Iterable[int]) -> tuple[int, ...]:
     """All forward ops, and what else the saved values need, in the order of the joint graph."""
-    needed = [op.phase is Phase.FORWARD for op in problem.ops]
-    pending = [problem.values[v].producer for v in saved]
+    table = problem.table
+    needed = [phase is Phase.FORWARD for phase in table.phases]
+    pending = [table.producers[v] for v in saved]
     while pending:
         index = pending.pop()
         if index < 0 or needed[index]:
             continue
-        if problem.ops[index].phase is Phase.BACKWARD:
+        if table.phases[index] is Phase.BACKWARD:
             raise ScheduleError(
                 f"{problem.ops[index].name} is of the backward and cannot be saved by the forward"
             )
         needed[index] = True
-        pending.extend(problem.values[r].producer for r in problem.ops[index].reads)
-    return tuple(i for i, n in enumerate(needed) if n)
+        pending.extend(table.producers[r] for r in table.reads[index])
+    return tuple(itertools.compress(range(len(needed)), needed))
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,23 @@ class _Order:
                 )
             needed.add(index)
             missing.extend(op.reads)
-        for index in sorted(needed):
-            self.run(index)
+        self._run(sorted(needed))
 
-    def run(self, index: int) -> None:
-        """Run one op whose operands are there."""
-        self.order.append(index)
-        for write in self.problem.ops[index].writes:
-            self.available[write] = True
+    def run(self, targets: Iterable[int]) -> None:
+        """Run these ops of the backward in turn, each with what it misses before it."""
+        reads, available = self.problem.table.reads, self.available
+        for index in targets:
+            if not all(map(available.__getitem__, reads[index])):
+                self.make(reads[index], self.problem.ops[index].name)
+            self._run((index,))
+
+    def _run(self, indices: Sequence[int]) -> None:
+        """Run ops whose operands are there."""
+        self.order.extend(indices)
+        writes, available = self.problem.table.writes, self.available
+        for index in indices:
+            for write in writes[index]:
+                available[write] = True
 
     def forget(self, values: Iterable[int]) -> None:
         """Take ``values`` and their views for gone, graph inputs excepted."""
@@ -133,9 +144,7 @@ def _follow(
     for instruction in instructions:
         match instruction:
             case Run(ops):
-                for index in ops:
-                    order.make(problem.ops[index].reads, problem.ops[index].name)
-                    order.run(index)
+                order.run(ops)
             case Make(values):
                 order.make(values, "the plan")
             case Forget(values):
@@ -146,24 +155,25 @@ def _follow(
 
 def _without_waste(problem: Problem, order: Sequence[int]) -> list[int]:
     """``order`` less the recomputations whose results nothing reads before they are made again."""
+    table = problem.table
     needed = [False] * len(problem.values)
     for value in problem.backward_outputs:
         needed[value] = True
     kept: list[int] = []
     for index in reversed(order):
-        op = problem.ops[index]
-        if op.phase is Phase.BACKWARD or any(needed[w] for w in op.writes):
+        writes = table.writes[index]
+        if table.phases[index] is Phase.BACKWARD or any(map(needed.__getitem__, writes)):
             kept.append(index)
-            for write in op.writes:
+            for write in writes:
                 needed[write] = False
-            for read in op.reads:
+            for read in table.reads[index]:
                 needed[read] = True
     return kept[::-1]
 
 
 def backward_ops(problem: Problem) -> list[int]:
     """The ops behind a tangent, in the order of the joint graph."""
-    return [i for i, op in enumerate(problem.ops) if op.phase is Phase.BACKWARD]
+    return [i for i, phase in enumerate(problem.table.phases) if phase is Phase.BACKWARD]
 
 
 def schedule(
@@ -181,13 +191,16 @@ def schedule(
         ScheduleError: something that is needed can neither be had from ``saved`` nor be recomputed.
     """
     kept = {problem.base[v] for v in saved}
-    available = [value.producer < 0 for value in problem.values]
+    producers = problem.table.producers
+    available = [producer < 0 for producer in producers]
     for value in kept:
         available[value] = True
     if instructions is None:
-        instructions = [Run(tuple(backward_ops(problem)))]
-    order = _follow(problem, available, instructions, problem.backward_outputs)
-    backward = _without_waste(problem, order)
-    read = {r for i in backward for r in problem.ops[i].reads} | set(problem.backward_outputs)
-    used = tuple(sorted(v for v in kept if v in read and problem.values[v].producer >= 0))
+        backward = _follow(problem, available, [Run(tuple(backward_ops(problem)))], problem.backward_outputs)
+    else:
+        order = _follow(problem, available, instructions, problem.backward_outputs)
+        backward = _without_waste(problem, order)
+    read = set(itertools.chain.from_iterable(map(problem.table.reads.__getitem__, backward)))
+    read.update(problem.backward_outputs)
+    used = tuple(sorted(v for v in kept if v in read and producers[v] >= 0))
     return Plan(used, forward_order(problem, used), tuple(backward), origin)

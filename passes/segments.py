@@ -4,6 +4,7 @@ A segment's own parametric cut gives its options; each is scheduled and replayed
 that are equal (same ops, sizes, costs and wiring) are solved once.
 """
 
+import itertools
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 
@@ -49,6 +50,10 @@ def segment_choices(problem: Problem, stages: Stages) -> dict[tuple[int, int], C
     classes = _stage_classes(problem, stages)
     solved: dict[Hashable, tuple[Segment, Choices]] = {}
     result: dict[tuple[int, int], Choices] = {}
+    written: list[list[int]] = [[] for _ in range(len(stages))]
+    for op, stage in zip(problem.ops, stages.stage_of, strict=True):
+        if stage >= 0:
+            written[stage].extend(op.writes)
     for length in range(1, min(LONGEST, len(stages)) + 1):
         for first in range(len(stages) - length + 1):
             stop = first + length
@@ -57,9 +62,8 @@ def segment_choices(problem: Problem, stages: Stages) -> dict[tuple[int, int], C
                 segment = cut_out(problem, stages, first, stop)
                 solved[key] = (segment, _solve(segment))
             twin, choices = solved[key]
-            result[first, stop] = (
-                choices if twin.first == first else _translate(problem, stages, twin, first, stop, choices)
-            )
+            alike = twin.first == first
+            result[first, stop] = choices if alike else _translate(written, twin, first, stop, choices)
     return result
 
 
@@ -180,16 +184,13 @@ def _stage_classes(problem: Problem, stages: Stages) -> list[int]:
     ]
 
 
-def _translate(
-    problem: Problem, stages: Stages, twin: Segment, first: int, stop: int, choices: Choices
-) -> Choices:
-    """The choices of an equal segment, in terms of this one's values: ops stand at the same places in both."""
-    mine = _values_in_order(problem, stages, first, stop)
-    theirs = _values_in_order(problem, stages, twin.first, twin.stop)
-    if len(mine) != len(theirs):
-        raise ValueError(
-            f"segments {twin.first}..{twin.stop} and {first}..{stop} have equal keys but unequal values"
-        )
+def _translate(written: list[list[int]], twin: Segment, first: int, stop: int, choices: Choices) -> Choices:
+    """The choices of an equal segment, in terms of this one's values: ops stand at the same places in both.
+
+    ``written`` are the values that each stage writes, in the order of its ops.
+    """
+    mine = itertools.chain.from_iterable(written[first:stop])
+    theirs = itertools.chain.from_iterable(written[twin.first : twin.stop])
     to_mine = dict(zip(theirs, mine, strict=True))
     options = (
         replace(o, saved=tuple(to_mine[v] for v in o.saved))
@@ -197,12 +198,3 @@ def _translate(
         if all(v in to_mine for v in o.saved)
     )
     return replace(choices, options=tuple(options))
-
-
-def _values_in_order(problem: Problem, stages: Stages, first: int, stop: int) -> list[int]:
-    return [
-        write
-        for index, stage in enumerate(stages.stage_of)
-        if first <= stage < stop
-        for write in problem.ops[index].writes
-    ]

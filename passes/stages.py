@@ -11,6 +11,7 @@ consecutive stages; its own little problem can be cut out of the large one, plan
 """
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Phase, Problem, Storage, Value
@@ -144,9 +145,12 @@ def _stage_of(problem: Problem, forward: tuple[int, ...], starts: list[int]) -> 
         while position >= bounds[stage]:
             stage += 1
         stage_of[index] = stage
+    base, made_by = problem.base, problem.table.producers
     for index, op in enumerate(problem.ops):
-        producers = [problem.values[problem.base[r]].producer for r in op.reads]
-        latest = max((stage_of[p] for p in producers if p >= 0), default=-1)
+        if op.phase is Phase.BACKWARD:
+            continue
+        producers = [made_by[base[r]] for r in op.reads]
+        latest = max([stage_of[p] for p in producers if p >= 0], default=-1)
         constant = latest < 0 and all(p >= 0 for p in producers) and not op.keep
         if op.phase is Phase.EITHER or (op.phase is Phase.FORWARD and (constant or op.kind is Kind.VIEW)):
             stage_of[index] = latest
@@ -160,10 +164,10 @@ def _windows(
 
     A value that enters the next stage belongs to that one: it is kept for it, and there when its window runs.
     """
-    homes = _homes(problem, stage_of)
+    homes, reads = _homes(problem, stage_of), problem.table.reads
     last = [-1] * count
     for position, index in enumerate(backward):
-        deepest = max((homes[r] for r in problem.ops[index].reads), default=-1)
+        deepest = max([homes[r] for r in reads[index]], default=-1)
         if deepest >= 0:
             last[deepest] = position
     windows: list[tuple[int, int]] = []
@@ -177,15 +181,16 @@ def _windows(
 
 def _homes(problem: Problem, stage_of: list[int]) -> list[int]:
     """For each value the stage whose window is to read it; -1 for inputs and gradients."""
-    homes = [stage_of[v.producer] if v.producer >= 0 else -1 for v in problem.values]
+    table, base_of = problem.table, problem.base
+    homes = [stage_of[producer] if producer >= 0 else -1 for producer in table.producers]
     entering = list(homes)
-    for index, op in enumerate(problem.ops):
-        if op.phase is Phase.FORWARD:
-            for read in op.reads:
-                base = problem.base[read]
-                if 0 <= homes[base] < stage_of[index]:
+    for phase, stage, reads in zip(table.phases, stage_of, table.reads, strict=True):
+        if phase is Phase.FORWARD:
+            for read in reads:
+                base = base_of[read]
+                if 0 <= homes[base] < stage:
                     entering[base] = homes[base] + 1
-    return [max(entering[problem.base[v]], entering[v]) for v in range(len(homes))]
+    return [max(entering[base], own) for base, own in zip(base_of, entering, strict=True)]
 
 
 def _unsavable(problem: Problem, value: int) -> bool:
@@ -201,22 +206,27 @@ def _crossing(
     windows: list[tuple[int, int]],
 ) -> list[tuple[int, ...]]:
     """For each stage, the values (not views) of earlier stages that it, a later one or their windows read."""
-    reader_stage: dict[int, int] = {}
+    table, base_of = problem.table, problem.base
+    last_stage = [-1] * len(problem.values)
+
+    def read_in(stage: int, ops: Iterable[int]) -> None:
+        for index in ops:
+            for read in table.reads[index]:
+                base = base_of[read]
+                if last_stage[base] < stage:
+                    last_stage[base] = stage
+
     for index, stage in enumerate(stage_of):
-        for read in problem.ops[index].reads:
-            base = problem.base[read]
-            reader_stage[base] = max(stage, reader_stage.get(base, -1))
+        if stage > 0:
+            read_in(stage, (index,))
     for stage, (first, stop) in enumerate(windows):
-        for index in backward[first:stop]:
-            for read in problem.ops[index].reads:
-                base = problem.base[read]
-                reader_stage[base] = max(stage, reader_stage.get(base, -1))
+        read_in(stage, backward[first:stop])
     crossing: list[list[int]] = [[] for _ in starts]
-    for value, last in sorted(reader_stage.items()):
-        producer = problem.values[value].producer
-        if producer < 0 or problem.ops[producer].phase is Phase.BACKWARD:
+    for value, last in enumerate(last_stage):
+        producer = table.producers[value]
+        if producer < 0 or not 0 <= stage_of[producer] < last:
             continue
-        if problem.storages[problem.values[value].storage].holder is Holder.GRAPH and stage_of[producer] >= 0:
+        if problem.storages[problem.values[value].storage].holder is Holder.GRAPH:
             for stage in range(stage_of[producer] + 1, last + 1):
                 crossing[stage].append(value)
     return [tuple(c) for c in crossing]
