@@ -74,6 +74,7 @@ def make_report(
         added_seconds=candidate.replay.seconds - min(c.replay.seconds for c in frontier.candidates),
         step_seconds=candidate.replay.seconds,
         gap=frontier.gap(choice.place),
+        exact_gap=frontier.exact_gap(choice.place),
         plan_seconds=plan_seconds,
         peak_at=chosen.truth.peak_at,
         holders=chosen.truth.alive_at_peak[:16],

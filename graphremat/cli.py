@@ -101,6 +101,12 @@ def replan(
         str | None,
         typer.Option(help="20GiB, 800MB, bytes, or a fraction like 0.5. Left out: the fastest plan."),
     ] = None,
+    exact_seconds: Annotated[
+        float | None,
+        typer.Option(
+            "--exact", min=0.001, help="Seconds for the exact solver, on a graph of some dozens of ops."
+        ),
+    ] = None,
     plan_to: Annotated[Path | None, typer.Option("--plan", help="Write the plan into this file.")] = None,
 ) -> None:
     """Plan a dumped problem again, without torch, and show every plan that was found.
@@ -111,7 +117,7 @@ def replan(
     from graphremat.replan import replan as plan_again
 
     loaded = load_problem(problem)
-    found = plan_again(loaded, parse_budget(budget))
+    found = plan_again(loaded, parse_budget(budget), exact_seconds=exact_seconds)
     table = Table("", "peak", "step", "run again", "saved", "made by", box=None)
     for place, candidate in enumerate(found.frontier.candidates):
         replayed = candidate.replay
@@ -124,6 +130,9 @@ def replan(
             candidate.plan.origin,
         )
     Console().print(table, markup=False)
+    gap = found.frontier.exact_gap(found.place)
+    if gap is not None:
+        typer.echo(f"the exact solver knows of no plan more than {gap:.2%} faster under this budget")
     if plan_to is not None:
         plan_to.write_text(found.chosen.plan.to_json(loaded) + "\n", encoding="utf-8")
 

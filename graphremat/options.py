@@ -55,6 +55,8 @@ class Options:
         most_recomputations: how often one op may run again, at most; ``None`` for as often as a tight budget asks for.
         planner_seconds: seconds after which the planner settles for the plans that it has found; ``None`` lets it end.
             With a limit the plan may depend on how fast the machine is.
+        exact_seconds: seconds that the exact solver may take to find a faster plan for the budget and to prove how fast
+            one can be; ``None`` leaves it out. For the patient, on graphs of some dozens of ops.
         max_lowerings: how many plans are lowered to generated code, at most, to find one that fits.
         fence: refuse the fusions that would run a recomputation earlier than planned.
         verify: how closely the result of every stage is checked.
@@ -70,6 +72,7 @@ class Options:
     max_plans: int = 64
     most_recomputations: int | None = 2
     planner_seconds: float | None = None
+    exact_seconds: float | None = None
     max_lowerings: int = 8
     fence: bool = True
     verify: bool = True
@@ -222,6 +225,7 @@ _PARSERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "max_plans": _count(2, 256),
         "most_recomputations": _optional(_count(1, 1000)),
         "planner_seconds": _optional(_seconds),
+        "exact_seconds": _optional(_seconds),
         "max_lowerings": _count(1, 64),
         "fence": _switch,
         "verify": _switch,

@@ -33,7 +33,7 @@ from graphremat.passes.classify import JointGraph, read_joint_graph
 from graphremat.passes.devices import Device, find_device
 from graphremat.passes.measure_device import device_of
 from graphremat.passes.plan import Plan, check_plan
-from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier
+from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier, with_exact
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import Replay
 from graphremat.passes.schedule import schedule
@@ -136,20 +136,12 @@ def partition(
         dumps.write("10-problem.json", problem.to_json)
     with _Stage("plan", dumps):
         torchs_plan = _torchs_plan(problem, saved_by(torchs[1], joint, problem, index))
-        found = plan_frontier(
-            problem,
-            most=options.max_plans,
-            seeds=[torchs_plan] if torchs_plan else [],
-            most_recomputations=options.most_recomputations,
-            time_limit_seconds=options.planner_seconds or math.inf,
-            remake_saved=False,  # the extraction gives the backward a value by one name: saved or made
-        )
-        frontier = _with_torchs_first(found, judge(problem, torchs_plan)) if torchs_plan else found
+        budget = _budget_in_bytes(options, device, problem)
+        frontier = _planned(options, problem, budget, torchs_plan)
         dumps.write("15-cut.md", lambda: cut_table(problem))
         dumps.write("20-frontier.md", lambda: frontier_table(frontier))
     lowering = Lowering(options, joint, problem, index, num_user_outputs, torchs if torchs_plan else None)
     with _Stage("lower", dumps):
-        budget = _budget_in_bytes(options, device, problem)
         choice = choose(
             [c.replay.peak_bytes for c in frontier.candidates],
             lambda place: lowering.truth(place, frontier.candidates[place]).peak_bytes,
@@ -221,10 +213,39 @@ def _torchs_plan(problem: Problem, saved: list[int]) -> Plan | None:
         return None
 
 
+def _planned(
+    options: Options, problem: Problem, budget: int | float | None, torchs_plan: Plan | None
+) -> Frontier:
+    """The frontier of our plans, behind torch's if that can be handed on.
+
+    No plan lets a saved value go and makes it again: the extraction gives the backward a value by one name, saved or
+    made.
+    """
+    found = plan_frontier(
+        problem,
+        most=options.max_plans,
+        seeds=[torchs_plan] if torchs_plan else [],
+        most_recomputations=options.most_recomputations,
+        time_limit_seconds=options.planner_seconds or math.inf,
+        remake_saved=False,
+    )
+    if options.exact_seconds is not None and budget is not None:
+        found = with_exact(
+            problem,
+            found,
+            found.at_fraction(budget) if isinstance(budget, float) else budget,
+            time_limit_seconds=options.exact_seconds,
+            most=options.max_plans,
+            most_recomputations=options.most_recomputations,
+            remake_saved=False,
+        )
+    return _with_torchs_first(found, judge(problem, torchs_plan)) if torchs_plan else found
+
+
 def _with_torchs_first(found: Frontier, torchs: Candidate) -> Frontier:
     """The frontier with torch's plan as the fastest, and nothing that is not below its peak behind it."""
     below = tuple(c for c in found.candidates if c.replay.peak_bytes < torchs.replay.peak_bytes)
-    return Frontier((torchs, *below), found.bound)
+    return Frontier((torchs, *below), found.bound, found.proof)
 
 
 def _as_fast_as_torchs(frontier: Frontier) -> int:

@@ -15,7 +15,7 @@ from pathlib import Path
 from graphremat.choose import choose
 from graphremat.errors import BudgetInfeasible, OptionError, PlanningError
 from graphremat.options import Options
-from graphremat.passes.planner import Candidate, Frontier, plan_frontier
+from graphremat.passes.planner import Candidate, Frontier, plan_frontier, with_exact
 from graphremat.passes.problem import Problem, check_problem
 from graphremat.units import format_bytes
 
@@ -66,13 +66,24 @@ def load_problem(path: Path) -> Problem:
     return problem
 
 
-def replan(problem: Problem, budget: int | float | None, *, max_plans: int = Options.max_plans) -> Replanned:
+def replan(
+    problem: Problem,
+    budget: int | float | None,
+    *,
+    max_plans: int = Options.max_plans,
+    exact_seconds: float | None = None,
+) -> Replanned:
     """Plan ``problem`` and take the fastest plan whose replayed peak is under the budget.
+
+    With ``exact_seconds`` the exact solver looks for a faster one for so long, and what it proved is in the frontier.
 
     Raises:
         BudgetInfeasible: no plan's replay is under the budget.
     """
     frontier = plan_frontier(problem, most=max_plans)
+    if exact_seconds is not None and budget is not None:
+        budget = frontier.at_fraction(budget) if isinstance(budget, float) else budget
+        frontier = with_exact(problem, frontier, budget, time_limit_seconds=exact_seconds, most=max_plans)
     peaks_bytes = [candidate.replay.peak_bytes for candidate in frontier.candidates]
     choice = choose(peaks_bytes, peaks_bytes.__getitem__, budget, most=len(peaks_bytes))
     if choice.budget_bytes is not None and not choice.fits:

@@ -56,6 +56,8 @@ class Report:
     step_seconds: float
     gap: float
     """How much faster a step under the same planned peak can be at most, by the model and its lower bound: 0 to 1."""
+    exact_gap: float | None
+    """The same among the plans that the exact solver knows, by what it proved; None if it was not asked."""
     plan_seconds: float
     peak_at: str
     holders: tuple[tuple[str, int], ...]
@@ -80,6 +82,10 @@ class Report:
             f" {self.step_seconds * 1e3:.2f} ms (model)",
             f"  optimum    at most {self.gap:.2%} of the step below it, by the lower bound (model)",
         ]
+        if self.exact_gap is not None:
+            lines.append(
+                f"  exact      at most {self.exact_gap:.2%} below it, among the plans of the exact solver (model)"
+            )
         lines += [f"    {format_bytes(size):>12}  {name}" for name, size in self.holders[:5]]
         return "\n".join(lines)
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from graphremat.passes.bound import Bound
 from graphremat.passes.chain import Programme, instructions
 from graphremat.passes.cut import varied_cuts
+from graphremat.passes.exact import solve_exact
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.problem import Problem
@@ -55,6 +56,15 @@ class Candidate:
     replay: Replay
 
 
+@dataclass(frozen=True)
+class Proof:
+    """What the exact solver proved: no plan of its space with a peak of at most ``budget_bytes`` takes fewer than
+    ``bound_seconds``. :mod:`graphremat.passes.exact` says what the space is."""
+
+    budget_bytes: int
+    bound_seconds: float
+
+
 @dataclass(frozen=True, eq=False)
 class Frontier:
     """Plans from the fastest to the one of lowest peak: every next one has a lower peak, takes longer, and recomputes
@@ -62,6 +72,7 @@ class Frontier:
 
     candidates: tuple[Candidate, ...]
     bound: Bound | None = None
+    proof: Proof | None = None
 
     def gap(self, place: int) -> float:
         """How far the plan at a place may be from the best under its own peak, as a share of its seconds; 0 is optimal.
@@ -72,6 +83,18 @@ class Frontier:
         if self.bound is None or run.seconds <= 0:
             return 1.0
         return max(0.0, 1.0 - self.bound.seconds(run.peak_bytes) / run.seconds)
+
+    def exact_gap(self, place: int) -> float | None:
+        """The same among the plans of the exact solver's space, by what it proved; None if it proved nothing there."""
+        run = self.candidates[place].replay
+        if self.proof is None or run.peak_bytes > self.proof.budget_bytes or run.seconds <= 0:
+            return None
+        return max(0.0, 1.0 - self.proof.bound_seconds / run.seconds)
+
+    def at_fraction(self, fraction: float) -> int:
+        """The budget in bytes at a fraction between the lowest (0.0) and the highest (1.0) replayed peak."""
+        low, high = self.candidates[-1].replay.peak_bytes, self.candidates[0].replay.peak_bytes
+        return low + round(fraction * (high - low))
 
     def under(self, budget_bytes: int) -> int | None:
         """Place of the fastest plan whose replayed peak is at most ``budget_bytes``."""
@@ -130,6 +153,35 @@ def plan_frontier(
     if not remake_saved:
         found = [c for c in found if not remakes_saved(problem, c.plan)]
     return Frontier(_pareto(found, most), bound)
+
+
+def with_exact(
+    problem: Problem,
+    frontier: Frontier,
+    budget_bytes: int,
+    *,
+    time_limit_seconds: float,
+    most: int = 64,
+    most_recomputations: int | None = 2,
+    remake_saved: bool = True,
+) -> Frontier:
+    """The frontier with the exact solver's plan for one budget, if that is faster, and with what the solver proved.
+
+    The solver starts from the frontier's own plan and is meant for graphs of some dozens of ops; on a larger one it
+    comes back at its time limit, with what it has. The other arguments are those of :func:`plan_frontier`.
+    """
+    place = frontier.under(budget_bytes)
+    found = solve_exact(
+        problem,
+        budget_bytes,
+        time_limit_seconds=time_limit_seconds,
+        most_recomputations=most_recomputations,
+        incumbent=None if place is None else frontier.candidates[place].plan,
+    )
+    candidates = frontier.candidates
+    if found.plan is not None and (remake_saved or not remakes_saved(problem, found.plan)):
+        candidates = _pareto([*candidates, judge(problem, found.plan)], most)
+    return Frontier(candidates, frontier.bound, Proof(budget_bytes, found.bound_seconds))
 
 
 def judge(problem: Problem, plan: Plan) -> Candidate:

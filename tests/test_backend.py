@@ -380,3 +380,15 @@ def test_a_dump_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(graphremat.PlanningError, match="dump_dir"):
         compiled(Blocks(mlp), dump_dir=tmp_path / "file")(torch.randn(8, 16))
+
+
+def test_the_exact_solver_is_an_option() -> None:
+    model = nn.Sequential(*(layer for _ in range(4) for layer in (nn.Linear(32, 32), nn.Tanh())))
+    x = torch.randn(64, 32)
+    reference = gradients(model, lambda: model(x).sum())
+    found = gradients(model, lambda: compiled(model, memory_budget=0.5, exact_seconds=60.0)(x).sum())
+    assert gradient_error(found, reference) < 1e-5
+    report = graphremat.last_report()
+    assert report.exact_gap is not None
+    assert 0 <= report.exact_gap <= report.gap + 1e-9
+    assert "of the exact solver" in str(report)

@@ -72,6 +72,16 @@ def test_the_command_shows_the_frontier_and_writes_the_plan(dumped: Path, tmp_pa
     assert replay(PROBLEM, written).peak_bytes == found.chosen.replay.peak_bytes
 
 
+def test_the_exact_solver_says_what_it_proved(tmp_path: Path) -> None:
+    path = tmp_path / "10-problem.json"
+    path.write_text(chain(length=6).to_json())
+    result = CliRunner().invoke(app, ["replan", str(path), "--budget", "0.0", "--exact", "30"])
+    assert result.exit_code == 0, result.output
+    assert "the exact solver knows of no plan more than 0.00% faster" in result.output
+    fastest = CliRunner().invoke(app, ["replan", str(path), "--exact", "30"])
+    assert "exact" not in fastest.output  # with no budget there is nothing to solve
+
+
 def test_the_command_needs_no_torch(dumped: Path) -> None:
     code = """
 import sys

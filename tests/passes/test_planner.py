@@ -14,7 +14,14 @@ from hypothesis import strategies as st
 from bench.random_problems import random_problem
 from graphremat.passes.checkpoints import revolve_forward_steps
 from graphremat.passes.cut import NoCut
-from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier, with_recomputation_in_order
+from graphremat.passes.planner import (
+    Candidate,
+    Frontier,
+    judge,
+    plan_frontier,
+    with_exact,
+    with_recomputation_in_order,
+)
 from graphremat.passes.problem import Builder, Kind, Phase, Problem
 from graphremat.passes.schedule import Forget, Make, Run, schedule
 from graphremat.passes.search import remakes_saved
@@ -99,6 +106,33 @@ def test_a_saved_value_is_made_again_only_where_that_is_allowed() -> None:
     bound = plan_frontier(problem, most_recomputations=None, remake_saved=False)
     assert bound.candidates
     assert not any(remakes_saved(problem, c.plan) for c in bound.candidates)
+
+
+@pytest.mark.parametrize(("seed", "budget"), [(480, 640), (345, 1110)])
+def test_the_exact_solver_betters_a_plan_and_says_what_it_proved(seed: int, budget: int) -> None:
+    problem = random_problem(seed, least=4, most=14)  # one of the few where the planner misses the optimum
+    found = plan_frontier(problem, most_recomputations=None)
+    better = with_exact(problem, found, budget, time_limit_seconds=60, most_recomputations=None)
+    before, after = found.under(budget), better.under(budget)
+    assert before is not None
+    assert after is not None
+    seconds = better.candidates[after].replay.seconds
+    assert seconds < found.candidates[before].replay.seconds
+    assert better.exact_gap(after) == pytest.approx(0, abs=1e-6)
+    assert found.exact_gap(before) is None
+    assert better.exact_gap(0) is None, "a plan over the budget of the proof is not bounded by it"
+    looser = [c.replay.peak_bytes for c in better.candidates]
+    assert looser == sorted(looser, reverse=True)
+
+
+def test_the_exact_solver_finds_no_plan_where_there_is_none() -> None:
+    problem = chain(6)
+    found = plan_frontier(problem)
+    below = found.candidates[-1].replay.peak_bytes - 1
+    tried = with_exact(problem, found, below, time_limit_seconds=60)
+    assert tried.under(below) is None
+    assert tried.proof is not None
+    assert tried.proof.bound_seconds == math.inf
 
 
 def test_what_nothing_reads_is_not_made() -> None:
