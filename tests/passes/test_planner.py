@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from bench.against_revolve import compare
 from bench.random_problems import random_problem
-from graphremat.passes.checkpoints import revolve_forward_steps
 from graphremat.passes.cut import NoCut
 from graphremat.passes.planner import (
     Candidate,
@@ -22,7 +22,7 @@ from graphremat.passes.planner import (
     with_exact,
     with_recomputation_in_order,
 )
-from graphremat.passes.problem import Builder, Kind, Phase, Problem
+from graphremat.passes.problem import Phase, Problem
 from graphremat.passes.schedule import Forget, Make, Run, schedule
 from graphremat.passes.search import remakes_saved
 from graphremat.passes.stages import cut_out, find_stages
@@ -185,44 +185,12 @@ def test_a_time_limit_gives_what_was_found_by_then() -> None:
     assert some[0].replay.seconds == plan_frontier(problem).candidates[0].replay.seconds
 
 
-def revolve_chain(length: int) -> Problem:
-    """What Revolve models: states of one byte, of which the input is given, and a backward that needs one at a time.
-
-    Gradients are of one byte and two are alive at each step of the backward, so beside the states that are kept there
-    are three bytes: the two gradients and the state at work. While states are advanced there are three as well: a
-    gradient, the state that is read and the one that is written.
-    """
-    builder = Builder(fuses=False)
-    states = [builder.input("x0", 0)]
-    for k in range(length):
-        size_bytes = 1 if k < length - 1 else 0
-        made = builder.op(
-            f"step{k}", [states[-1]], Kind.KERNEL, Phase.FORWARD, size_bytes=size_bytes, seconds=1.0
-        )
-        states.append(made)
-    tangent = builder.tangent("tangent", 0)
-    gradient = builder.op("seed", [tangent], Kind.KERNEL, Phase.BACKWARD, size_bytes=1, seconds=1.0)
-    for k in reversed(range(length)):
-        reads = [gradient, states[k]]
-        gradient = builder.op(f"grad{k}", reads, Kind.KERNEL, Phase.BACKWARD, size_bytes=1, seconds=1.0)
-    return builder.build([states[-1]], [gradient])
-
-
 @pytest.mark.parametrize(
-    "length", [2, 3, 5, 10, 20, *(pytest.param(k, marks=pytest.mark.slow) for k in (40, 70, 100))]
+    "length", [1, 2, 3, 5, 10, 20, *(pytest.param(k, marks=pytest.mark.slow) for k in (40, 70, 100))]
 )
 def test_equal_chains_reach_the_binomial_optimum(length: int) -> None:
-    """Griewank and Walther 2000: ``t(l, s)`` steps forward reverse a chain of ``l`` with ``s`` states kept.
-
-    One of the ``s`` is the input, which costs no bytes here; of the steps, ``l - 1`` are those of the forward itself.
-    """
-    problem = revolve_chain(length)
-    frontier = plan_frontier(problem, most=2 * length + 4, most_recomputations=None)
-    for slots in range(1, length + 1):
-        place = frontier.under(slots - 1 + 3)
-        assert place is not None
-        again = len(frontier.candidates[place].plan.recomputed(problem))
-        assert again == revolve_forward_steps(length, slots) - (length - 1), slots
+    """``python -m bench.against_revolve`` does it for every length up to 100; it states how the models correspond."""
+    assert compare(length).unequal == ()
 
 
 @settings(deadline=None, max_examples=60)
