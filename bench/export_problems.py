@@ -23,6 +23,7 @@ from graphremat.partitioner import prices
 from graphremat.passes import torch_private as private
 from graphremat.passes.build import build_problem
 from graphremat.passes.classify import read_joint_graph
+from graphremat.passes.flops import default_size_hint
 from graphremat.passes.problem import Problem
 
 LOWERINGS = ("inductor", "aot_eager")
@@ -50,7 +51,7 @@ class _Capture(private.CustomPartitionerFn):  # type: ignore[misc]
         )
         device = prices(Options(), graph_device(gm))
         fuses = self._lowering == "inductor"
-        problem, _ = build_problem(joint, device, fuses=fuses, size_hint=private.size_hint)
+        problem, _ = build_problem(joint, device, fuses=fuses, size_hint=default_size_hint)
         raise _Captured(problem)
 
     def uuid(self) -> None:

@@ -29,6 +29,7 @@ from bench.networks.llama import llama
 from graphremat.passes.build import build_problem
 from graphremat.passes.classify import read_joint_graph
 from graphremat.passes.devices import find_device
+from graphremat.passes.flops import default_size_hint
 from graphremat.passes.planner import Candidate, plan_frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.split import split_joint_graph
@@ -37,7 +38,6 @@ from graphremat.passes.torch_private import (
     activation_memory_budget,
     copy_graph_module,
     inductor_decompositions,
-    size_hint,
     torch_partition,
     trace_joint_graph,
 )
@@ -137,7 +137,9 @@ def _time_ours(row: Row, module: fx.GraphModule, with_plan: bool) -> Problem:
         lambda: read_joint_graph(module, num_forward_outputs=1, static_lifetime_input_indices=[]),
     )
     device = find_device(DEVICE)
-    problem, index = row.time("build", lambda: build_problem(joint, device, fuses=True, size_hint=size_hint))
+    problem, index = row.time(
+        "build", lambda: build_problem(joint, device, fuses=True, size_hint=default_size_hint)
+    )
     row.ops = len(problem.ops)
     if with_plan:
         candidate = row.time("plan", lambda: plan(problem))

@@ -90,6 +90,7 @@ def make_report(
             for place, c in enumerate(frontier.candidates)
         ),
         chosen=choice.place,
+        unfollowed=chosen.truth.unfollowed,
         dump_dir=None if dumps.folder is None else str(dumps.folder),
     )
 

@@ -15,6 +15,7 @@ import torch
 from torch import fx
 
 from graphremat.errors import PlanningError
+from graphremat.passes.flops import default_size_hint
 from graphremat.passes.torch_private import (
     donates_buffers,
     first_user_output,
@@ -22,7 +23,6 @@ from graphremat.passes.torch_private import (
     inductor_unsupported_config,
     inductor_wrapper_code,
     keeps_output_strides,
-    size_hint,
     storage_key,
 )
 
@@ -204,7 +204,7 @@ def restrided_values(
     for node in backward.graph.find_nodes(op="placeholder"):
         value = node.meta["val"]
         stride = real_strides.get(node.name) if node.name in saved else None
-        if stride is not None and tuple(size_hint(step) for step in value.stride()) != stride:
+        if stride is not None and tuple(default_size_hint(step) for step in value.stride()) != stride:
             value = value.as_strided(value.size(), stride)
         values.append(value)
     return values
@@ -245,7 +245,7 @@ def describe_inputs(
         if isinstance(value, torch.Tensor):
             described.append(_describe(name, value, storages.setdefault(storage_key(value), len(storages))))
         elif isinstance(value, (int, torch.SymInt)):
-            described.append(SymbolSpec(name, size_hint(value)))
+            described.append(SymbolSpec(name, default_size_hint(value)))
         else:
             described.append(SymbolSpec(name, None))
     return tuple(described)
@@ -254,13 +254,13 @@ def describe_inputs(
 def _describe(name: str, tensor: torch.Tensor, storage: int) -> TensorSpec:
     return TensorSpec(
         name=name,
-        shape=tuple(size_hint(size) for size in tensor.shape),
-        stride=tuple(size_hint(stride) for stride in tensor.stride()),
-        storage_offset=size_hint(tensor.storage_offset()),
+        shape=tuple(default_size_hint(size) for size in tensor.shape),
+        stride=tuple(default_size_hint(stride) for stride in tensor.stride()),
+        storage_offset=default_size_hint(tensor.storage_offset()),
         dtype=tensor.dtype,
         device=tensor.device,
         storage=storage,
-        storage_bytes=size_hint(tensor.untyped_storage().nbytes()),
+        storage_bytes=default_size_hint(tensor.untyped_storage().nbytes()),
     )
 
 

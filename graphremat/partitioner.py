@@ -31,6 +31,7 @@ from graphremat.passes import torch_private as private
 from graphremat.passes.build import Index, build_problem
 from graphremat.passes.classify import JointGraph, read_joint_graph
 from graphremat.passes.devices import Device, find_device
+from graphremat.passes.flops import default_size_hint
 from graphremat.passes.measure_device import device_of
 from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier, with_exact
@@ -82,10 +83,11 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
 
 @cache
 def source_hash() -> str:
-    """A hash of every source file of this package."""
+    """A hash of every source file of this package and of its passes, wherever an installation has put them."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + path.read_bytes())
+    for folder in dict.fromkeys(Path(str(module.__file__)).parent for module in (reporting, private)):
+        for path in sorted(folder.glob("*.py")):
+            digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -131,7 +133,7 @@ def partition(
     device = graph_device(gm)
     with _Stage("build the problem", dumps):
         problem, index = build_problem(
-            joint, prices(options, device), fuses=options.lowering == "inductor", size_hint=private.size_hint
+            joint, prices(options, device), fuses=options.lowering == "inductor", size_hint=default_size_hint
         )
         dumps.write("10-problem.json", problem.to_json)
     with _Stage("plan", dumps):

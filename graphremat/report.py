@@ -63,6 +63,8 @@ class Report:
     holders: tuple[tuple[str, int], ...]
     frontier: tuple[FrontierPoint, ...]
     chosen: int
+    unfollowed: str = ""
+    """Why the generated code could not be followed; its peak is then the planned one. Empty where it is the code's."""
     dump_dir: str | None = None
 
     def to_json(self) -> str:
@@ -82,6 +84,8 @@ class Report:
             f" {self.step_seconds * 1e3:.2f} ms (model)",
             f"  optimum    at most {self.gap:.2%} of the step below it, by the lower bound (model)",
         ]
+        if self.unfollowed:
+            lines.append(f"  not followed: the peak of the code is the planned one, since {self.unfollowed}")
         if self.exact_gap is not None:
             lines.append(
                 f"  exact      at most {self.exact_gap:.2%} below it, among the plans of the exact solver (model)"

@@ -25,7 +25,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import fx
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
 from graphremat.errors import PlanningError
 from graphremat.lowering import (
@@ -37,7 +37,9 @@ from graphremat.lowering import (
     output_nodes,
     placeholder_values,
 )
-from graphremat.passes.torch_private import disable_current_modes, storage_key
+from graphremat.passes.problem import Problem
+from graphremat.passes.replay import Replay
+from graphremat.passes.torch_private import HigherOrderOperator, disable_current_modes, storage_key
 from graphremat.scratch import scratch_bytes
 
 Phase: TypeAlias = Literal["inputs", "forward", "backward"]
@@ -57,6 +59,8 @@ class StepTruth:
         alive_at_peak: (name, bytes) of what is alive there, largest first.
         curve: (label, bytes alive after it) of every allocation, free, kernel and call.
         forward_kernels, backward_kernels: kernels and calls in the order in which they run.
+        unfollowed: why the code could not be followed without data; the bytes are then those of the planner's replay,
+            and there is no curve. Empty where the bytes are those of the code.
     """
 
     peak_bytes: int
@@ -70,6 +74,27 @@ class StepTruth:
     curve: tuple[tuple[str, int], ...]
     forward_kernels: tuple[str, ...]
     backward_kernels: tuple[str, ...]
+    unfollowed: str = ""
+
+
+def replayed_truth(problem: Problem, run: Replay, unfollowed: str) -> StepTruth:
+    """What the planner's replay says, for code that cannot be followed."""
+    phases = run.curve[: run.forward_length], run.curve[run.forward_length :]
+    forward, backward = (int(part.max()) if len(part) else problem.input_bytes for part in phases)
+    return StepTruth(
+        peak_bytes=run.peak_bytes,
+        input_bytes=problem.input_bytes,
+        forward_peak_bytes=forward,
+        backward_peak_bytes=backward,
+        saved_bytes=run.saved_bytes,
+        gradient_bytes=problem.gradient_bytes,
+        peak_at=f"{run.peak_phase.value}:op {run.peak_position} of the plan",
+        alive_at_peak=tuple(run.alive_at(problem, run.peak_position)),
+        curve=(),
+        forward_kernels=(),
+        backward_kernels=(),
+        unfollowed=unfollowed,
+    )
 
 
 def step_truth(
@@ -326,8 +351,16 @@ class _Ledger:
         self._record(self.names[serial], -self.sizes[serial], serial)
 
 
+RNG_STATE_BYTES = 5056
+"""Of the CPU's generator, as ``torch.get_rng_state`` gives it. An accelerator's state lies on the CPU as well."""
+
+
 class _Calls(TorchDispatchMode):
-    """Sees every ATen call: sends what it would allocate to the meta device, and counts the storages it returns."""
+    """Sees every ATen call: sends what it would allocate to the meta device, and counts the storages it returns.
+
+    Of the higher-order operators it knows those that keep a random state and draw with it again."""
+
+    supports_higher_order_operators = True
 
     def __init__(self, ledger: _Ledger) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -337,6 +370,8 @@ class _Calls(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, HigherOrderOperator):
+            return self._higher_order(func, args, kwargs)
         devices = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.device)]
         if devices:
             meta = torch.device("meta")
@@ -360,6 +395,17 @@ class _Calls(TorchDispatchMode):
             scratch = scratch_bytes(str(func), args) if self.ledger.device_type == "cpu" else 0
             self.ledger.called(self.ledger.node or str(func), scratch)
         return result
+
+    def _higher_order(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        match func.name():
+            case "run_and_save_rng_state":
+                drawn = args[0](*args[1:], **kwargs)
+                return torch.empty(RNG_STATE_BYTES, dtype=torch.uint8, device="cpu"), drawn
+            case "run_with_rng_state":
+                return args[1](*args[2:], **kwargs)
+            case "graphsafe_run_with_rng_state":
+                return args[0](*args[1:], **{k: v for k, v in kwargs.items() if k != "rng_state"})
+        raise PlanningError(f"{func.name()} can't be followed without data")
 
 
 # --- wrappers ---
@@ -624,7 +670,21 @@ class _GraphProgram:
             raise PlanningError(f"node {node.name} is a {node.op}, which no graph from AOTAutograd has")
         args, kwargs = fx.map_arg((node.args, node.kwargs), lambda read: values[read])
         assert callable(node.target)
-        return node.target(*args, **kwargs)
+        try:
+            return node.target(*args, **kwargs)
+        except PlanningError:
+            if node.meta.get("val") is None:
+                raise
+            return self._as_traced(node)
+
+    def _as_traced(self, node: fx.Node) -> Any:
+        """New tensors like those that the node had when it was traced: for sizes that depend on data, and for operators
+        that hold graphs of their own. What such a graph takes while it runs is not counted."""
+        leaves, structure = tree_flatten(node.meta["val"])
+        with disable_current_modes():
+            found = _materialize(describe_inputs([node.name] * len(leaves), leaves), self.ledger)
+        self.ledger.called(node.name)
+        return tree_unflatten(found, structure)
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -220,20 +220,6 @@ def storage_key(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def size_hint(value: Any) -> int:
-    """A plain int for a size that may be symbolic: the size that was traced with.
-
-    Raises:
-        ValueError: the size depends on data and has no hint.
-    """
-    if isinstance(value, int):
-        return value
-    hint = value.node.hint
-    if hint is None:
-        raise ValueError(f"the size {value} has no hint: it depends on data")
-    return int(hint)
-
-
 @contextmanager
 def _no_compiler() -> Iterator[None]:
     """No kernel is handed to a compile worker, and the processor's vector instructions are taken for granted.
