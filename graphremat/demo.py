@@ -196,16 +196,16 @@ def table(runs: Sequence[Run], timings: Mapping[str, Timing]) -> Table:
     return shown
 
 
-def insert(path: Path, text: str) -> None:
-    """Put ``text`` between the marks for the demo's table in the file at ``path``.
+def insert(path: Path, text: str, marks: tuple[str, str] = MARKS) -> None:
+    """Put ``text`` between the marks in the file at ``path``; those of the demo's table, if no others are given.
 
     Raises:
         GraphrematError: the file has no such marks.
     """
-    before, mark, rest = path.read_text().partition(MARKS[0])
-    _, end, after = rest.partition(MARKS[1])
+    before, mark, rest = path.read_text().partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     if not (mark and end):
-        raise GraphrematError(f"{path} has no {MARKS[0]} and {MARKS[1]}")
+        raise GraphrematError(f"{path} has no {marks[0]} and {marks[1]}")
     path.write_text(f"{before}{mark}\n{text}{end}{after}")
 
 

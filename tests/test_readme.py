@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.budget_rows import LABELS, read_results
+from bench.budget_summary import MARKS, RESULTS, latest, table_of
+from bench.networks import NETWORKS
 from graphremat.options import Options
 from graphremat.versions import supported_torch_text
 
@@ -53,3 +56,11 @@ def test_the_files_of_a_dump_are_the_files_named(tmp_path: Path) -> None:
     assert named == sorted(named[:-3]) + named[-3:]
     code = {"60-forward-code.py", "61-backward-code.py"}  # of Inductor only
     assert {path.name for path in folder.iterdir()} == set(named) - code
+
+
+def test_the_table_of_budgets_is_what_was_measured() -> None:
+    table = README.split(MARKS[0])[1].split(MARKS[1])[0]
+    rows = latest(read_results(RESULTS))
+    assert table.strip().splitlines() == table_of(rows)
+    assert list(rows) == sorted(NETWORKS)
+    assert all(len(of_one) == len(LABELS) for of_one in rows.values())
