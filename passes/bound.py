@@ -31,7 +31,7 @@ class Bound:
     def __init__(self, problem: Problem) -> None:
         self._relaxed = relax_fusion(problem).problem
         relaxed = self._relaxed
-        self._once_seconds = sum(op.seconds for op in relaxed.ops if op.phase is not Phase.EITHER)
+        self._once_seconds = sum(relaxed.ops[index].seconds for index in sorted(_run_by_all(relaxed)))
         self._engine_bytes = sum(s.size_bytes for s in relaxed.storages if s.holder is Holder.ENGINE)
         outputs = {relaxed.values[v].storage for v in relaxed.forward_outputs}
         self._fixed_bytes = (
@@ -81,6 +81,19 @@ class Bound:
             self._fixed_bytes + sum(relaxed.graph_bytes(s) for s in sorted(held)),
             [(cut.saved_bytes, cut.seconds) for cut in reversed(cuts)],
         )
+
+
+def _run_by_all(problem: Problem) -> set[int]:
+    """The ops that every plan runs, in the forward or in the backward: all that something wants."""
+    wanted = {problem.values[v].producer for v in (*problem.forward_outputs, *problem.backward_outputs)}
+    wanted |= {i for i, op in enumerate(problem.ops) if op.phase is not Phase.EITHER}
+    found: set[int] = set()
+    while wanted:
+        index = wanted.pop()
+        if index >= 0 and index not in found:
+            found.add(index)
+            wanted |= {problem.values[r].producer for r in problem.ops[index].reads}
+    return found
 
 
 def _at(hull: list[tuple[int, float]], room_bytes: int) -> float:

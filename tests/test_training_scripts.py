@@ -6,7 +6,7 @@ A *script* builds its network, compiles with what it is given, trains a little a
 
 import copy
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch.utils import checkpoint as ckpt
 Compile = Callable[..., Any]
 Script = Callable[[Compile], list[Tensor]]
 
-BUDGETS: tuple[float | None, ...] = (None, 0.5, 0.0)
 SCRIPTS: dict[str, Script] = {}
 DRAWS: set[str] = set()
 """Scripts that draw random numbers inside what is compiled."""
+REFUSED = {"second_order_gradients"}
+"""What plain ``torch.compile`` refuses."""
 
 
 def script(function: Script) -> Script:
@@ -684,12 +685,15 @@ def eager(model: Callable[..., object], **_: Any) -> Callable[..., object]:
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_trains_as_it_does_with_plain_compile(name: str) -> None:
-    wanted = run(name, plain)
-    for budget in BUDGETS:
-        assert_equal(run(name, graphremat_at(budget)), wanted, 1e-6)
+def test_a_script_trains_at_the_lowest_peak_as_with_plain_compile(name: str) -> None:
+    wanted, got = run(name, plain), run(name, graphremat_at(0.0))
+    assert isinstance(wanted, type) == (name in REFUSED), wanted
+    assert_equal(got, wanted, 1e-6)
+    if name not in DRAWS | REFUSED:
+        assert_equal(got, run(name, eager), 1e-4)
 
 
-def test_most_scripts_run_and_train_as_eagerly() -> None:
-    failed: Iterable[str] = {name for name in SCRIPTS if isinstance(run(name, plain), type)}
-    assert failed == {"second_order_gradients"}
+@pytest.mark.parametrize("budget", [None, 0.5])
+@pytest.mark.parametrize("name", ["checkpointed_dropout", "grad_scaler_and_master_weights", "dynamic_shapes"])
+def test_a_script_trains_at_other_budgets(name: str, budget: float | None) -> None:
+    assert_equal(run(name, graphremat_at(budget)), run(name, plain), 1e-6)
