@@ -392,3 +392,26 @@ def test_the_exact_solver_is_an_option() -> None:
     assert report.exact_gap is not None
     assert 0 <= report.exact_gap <= report.gap + 1e-9
     assert "of the exact solver" in str(report)
+
+
+def test_code_that_cannot_be_followed_is_judged_by_the_planner(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise graphremat.PlanningError("it reads data")
+
+    model, x = nn.Sequential(*(nn.Linear(32, 32) for _ in range(4))), torch.randn(64, 32)
+    reference = gradients(model, lambda: model(x).sum())
+    assert gradient_error(reference, gradients(model, lambda: compiled(model)(x).sum())) <= 1e-6
+    assert graphremat.last_report().unfollowed == ""
+    torch.compiler.reset()
+    monkeypatch.setattr("graphremat.candidates.dry_run_graphs", refuse)
+    assert (
+        gradient_error(reference, gradients(model, lambda: compiled(model, memory_budget=0.0)(x).sum()))
+        <= 1e-6
+    )
+    report = graphremat.last_report()
+    assert report.unfollowed == "it reads data"
+    assert report.generated_peak_bytes == report.planned_peak_bytes
+    assert "it reads data" in str(report)
+    assert "it reads data" in caplog.text

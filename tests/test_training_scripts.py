@@ -50,6 +50,17 @@ def step(compile_: Compile, model: nn.Module, *inputs: Tensor, **options: object
     return [loss.detach(), *gradients(model)]
 
 
+class Around(nn.Module):
+    """Something between two linear layers."""
+
+    def __init__(self, middle: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.middle = nn.Linear(32, 32), nn.Linear(32, 32), middle
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.middle(torch.tanh(self.first(x))))
+
+
 # annotations
 
 
@@ -344,15 +355,7 @@ class _Scaled(torch.autograd.Function):
 
 @script
 def user_autograd_function(compile_: Compile) -> list[Tensor]:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Linear(32, 32), nn.Linear(32, 32)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(_Scaled.apply(torch.tanh(self.first(x))))
-
-    return step(compile_, Model(), torch.randn(8, 32))
+    return step(compile_, Around(_Scaled.apply), torch.randn(8, 32))
 
 
 @script
@@ -537,30 +540,16 @@ cubed.register_autograd(
 
 @script
 def a_custom_operator(compile_: Compile) -> list[Tensor]:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Linear(32, 32), nn.Linear(32, 32)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.last(cubed(torch.tanh(self.first(x))))
-
-    return step(compile_, Model(), torch.randn(8, 32))
+    return step(compile_, Around(cubed), torch.randn(8, 32))
 
 
 @script
 def a_print_inside(compile_: Compile) -> list[Tensor]:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first, self.last = nn.Linear(32, 32), nn.Linear(32, 32)
+    def shown(h: Tensor) -> Tensor:
+        print("mean", float(h.mean()) > 1e9)  # noqa: T201
+        return h
 
-        def forward(self, x: Tensor) -> Tensor:
-            h = torch.tanh(self.first(x))
-            print("mean", float(h.mean()) > 1e9)  # noqa: T201
-            return self.last(h)
-
-    return step(compile_, Model(), torch.randn(8, 32))
+    return step(compile_, Around(shown), torch.randn(8, 32))
 
 
 @script
