@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils import checkpoint as ckpt
 
+import graphremat
+
 Compile = Callable[..., Any]
 Script = Callable[[Compile], list[Tensor]]
 
@@ -686,3 +688,8 @@ def test_a_script_trains_at_the_lowest_peak_as_with_plain_compile(name: str) -> 
 @pytest.mark.parametrize("name", ["checkpointed_dropout", "grad_scaler_and_master_weights", "dynamic_shapes"])
 def test_a_script_trains_at_other_budgets(name: str, budget: float | None) -> None:
     assert_equal(run(name, graphremat_at(budget)), run(name, plain), 1e-6)
+
+
+def test_a_kept_random_state_is_followed() -> None:
+    run("checkpointed_dropout", graphremat_at(0.0))
+    assert graphremat.last_report().unfollowed == ""
