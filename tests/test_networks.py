@@ -9,7 +9,7 @@ from bench.describe_networks import eager_sizes
 from bench.networks import NETWORKS, Case
 from graphremat.passes.torch_private import FakeTensorMode
 
-SIZES_OF_ALL = ("tiny", "small", "large")
+SIZES_OF_ALL = ("one_block", "tiny", "small", "large")
 MORE_SIZES = {"linear_stack": ["wide_batch"], "post_norm": ["large20", "large40"], "llama": ["reference"]}
 
 
@@ -30,7 +30,7 @@ def test_ten_networks_in_all_sizes() -> None:
 
 
 def test_an_unknown_size_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"unet has no size 'huge'; it has tiny, small, large"):
+    with pytest.raises(ValueError, match=r"unet has no size 'huge'; it has one_block, tiny, small, large"):
         NETWORKS["unet"].build("huge")
 
 

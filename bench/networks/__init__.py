@@ -6,6 +6,7 @@ backward on. The loss is inside every network, so one compiled graph holds the w
 
 Sizes:
 
+* ``one_block``: ``tiny`` with a single block, the least that the exact solver can be asked about.
 * ``tiny``: two blocks and narrow, but with activations that outweigh the parameters: seconds to trace, few kernels.
 * ``small``: the size of the full table; one compiled step well under 100 ms on two cores.
 * ``large``: 0.3 to 1.5 seconds an eager step on two cores.
@@ -106,6 +107,7 @@ _ALL = (
         stacks.linear_stack,
         _sizes(
             "layers width batch",
+            one_block=(4, 32, 512),
             tiny=(12, 32, 512),
             small=(100, 64, 1024),
             large=(100, 1024, 32),
@@ -118,6 +120,7 @@ _ALL = (
         transformers.post_norm,
         _sizes(
             "layers width heads batch length",
+            one_block=(1, 32, 4, 8, 64),
             tiny=(2, 32, 4, 8, 64),
             small=(4, 128, 4, 4, 128),
             large=(6, 512, 8, 4, 256),
@@ -131,6 +134,7 @@ _ALL = (
         llama.llama,
         _sizes(
             "layers width heads hidden vocabulary batch length",
+            one_block=(1, 32, 4, 88, 64, 8, 64),
             tiny=(2, 32, 4, 88, 64, 8, 64),
             small=(4, 128, 4, 352, 256, 4, 128),
             large=(6, 512, 8, 1408, 4096, 4, 256),
@@ -143,6 +147,7 @@ _ALL = (
         transformers.dropout_gpt,
         _sizes(
             "layers width heads vocabulary batch length",
+            one_block=(1, 32, 4, 64, 8, 64),
             tiny=(2, 32, 4, 64, 8, 64),
             small=(4, 128, 4, 256, 4, 128),
             large=(6, 384, 6, 2048, 4, 256),
@@ -155,6 +160,7 @@ _ALL = (
         images.resnet,
         _sizes(
             "stages blocks channels batch side",
+            one_block=(1, 1, 8, 8, 16),
             tiny=(2, 1, 8, 8, 16),
             small=(3, 2, 16, 8, 32),
             large=(3, 3, 48, 16, 64),
@@ -164,7 +170,13 @@ _ALL = (
         "unet",
         "U-Net with long skips",
         images.unet,
-        _sizes("levels channels batch side", tiny=(2, 8, 4, 32), small=(3, 16, 4, 32), large=(3, 32, 8, 96)),
+        _sizes(
+            "levels channels batch side",
+            one_block=(1, 8, 4, 32),
+            tiny=(2, 8, 4, 32),
+            small=(3, 16, 4, 32),
+            large=(3, 32, 8, 96),
+        ),
     ),
     Network(
         "encoder_decoder",
@@ -172,6 +184,7 @@ _ALL = (
         transformers.encoder_decoder,
         _sizes(
             "layers width heads vocabulary batch length",
+            one_block=(1, 32, 4, 64, 8, 64),
             tiny=(1, 32, 4, 64, 8, 64),
             small=(2, 128, 4, 256, 4, 128),
             large=(4, 384, 6, 2048, 4, 256),
@@ -183,6 +196,7 @@ _ALL = (
         routed.mixture_of_experts,
         _sizes(
             "layers width heads hidden experts chosen vocabulary batch length",
+            one_block=(1, 32, 4, 64, 4, 2, 64, 8, 64),
             tiny=(2, 32, 4, 64, 4, 2, 64, 8, 64),
             small=(4, 96, 4, 192, 4, 2, 256, 4, 128),
             large=(6, 384, 6, 1024, 8, 2, 2048, 4, 256),
@@ -192,7 +206,13 @@ _ALL = (
         "two_losses",
         "one trunk, two heads, two losses",
         stacks.two_losses,
-        _sizes("layers width batch", tiny=(4, 32, 512), small=(12, 128, 1024), large=(24, 512, 1024)),
+        _sizes(
+            "layers width batch",
+            one_block=(1, 32, 512),
+            tiny=(4, 32, 512),
+            small=(12, 128, 1024),
+            large=(24, 512, 1024),
+        ),
         loss=stacks.weighted_sum,
     ),
     Network(
@@ -201,6 +221,7 @@ _ALL = (
         transformers.called_twice,
         _sizes(
             "layers width heads batch length",
+            one_block=(1, 32, 4, 8, 64),
             tiny=(1, 32, 4, 8, 64),
             small=(2, 128, 4, 4, 128),
             large=(3, 512, 8, 4, 256),
