@@ -3,7 +3,7 @@
 import logging
 
 from graphremat.candidates import Lowered
-from graphremat.choose import Choice
+from graphremat.choose import Aim, Choice
 from graphremat.dumps import Dumps
 from graphremat.errors import BudgetInfeasible
 from graphremat.options import Options
@@ -54,12 +54,27 @@ def make_report(
     graph: int,
     plan_seconds: float,
     dumps: Dumps,
+    aim: Aim | None,
 ) -> Report:
-    candidate = frontier.candidates[choice.place]
+    plans = (*frontier.candidates, *frontier.frugal)
+    candidate = plans[choice.place]
+
+    def point(place: int) -> FrontierPoint:
+        run = plans[place].replay
+        return FrontierPoint(
+            run.peak_bytes,
+            choice.true_bytes.get(place),
+            run.recompute_seconds,
+            run.seconds,
+            run.saved_bytes,
+            plans[place].plan.origin,
+        )
+
     return Report(
         graph=graph,
         lowering=options.lowering,
-        budget_bytes=choice.budget_bytes,
+        budget_bytes=choice.budget_bytes if aim is None else options.shared_bytes,
+        share_bytes=None if aim is None else aim.peak_bytes,
         input_bytes=chosen.truth.input_bytes,
         gradient_bytes=chosen.truth.gradient_bytes,
         planned_peak_bytes=candidate.replay.peak_bytes,
@@ -73,22 +88,13 @@ def make_report(
         recomputed_flops=candidate.replay.recompute_flops,
         added_seconds=candidate.replay.seconds - min(c.replay.seconds for c in frontier.candidates),
         step_seconds=candidate.replay.seconds,
-        gap=frontier.gap(choice.place),
-        exact_gap=frontier.exact_gap(choice.place),
+        gap=frontier.gap(candidate),
+        exact_gap=frontier.exact_gap(candidate),
         plan_seconds=plan_seconds,
         peak_at=chosen.truth.peak_at,
         holders=chosen.truth.alive_at_peak[:16],
-        frontier=tuple(
-            FrontierPoint(
-                c.replay.peak_bytes,
-                choice.true_bytes.get(place),
-                c.replay.recompute_seconds,
-                c.replay.seconds,
-                c.replay.saved_bytes,
-                c.plan.origin,
-            )
-            for place, c in enumerate(frontier.candidates)
-        ),
+        frontier=tuple(map(point, range(len(frontier.candidates)))),
+        frugal=tuple(map(point, range(len(frontier.candidates), len(plans)))),
         chosen=choice.place,
         unfollowed=chosen.truth.unfollowed,
         dump_dir=None if dumps.folder is None else str(dumps.folder),
@@ -114,7 +120,7 @@ def frontier_table(frontier: Frontier) -> str:
         r = c.replay
         lines.append(
             f"| {place} | {r.peak_bytes:,} | {r.saved_bytes:,} | {r.recompute_seconds * 1e3:.3f} "
-            f"| {r.seconds * 1e3:.3f} | {frontier.gap(place):.2%} | {c.plan.origin} |"
+            f"| {r.seconds * 1e3:.3f} | {frontier.gap(c):.2%} | {c.plan.origin} |"
         )
     return "\n".join(lines) + "\n"
 

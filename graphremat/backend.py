@@ -7,11 +7,15 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from graphremat.choose import Aim
 from graphremat.errors import GraphrematError
 from graphremat.fence import standing
+from graphremat.ledger import LEDGER, Region
+from graphremat.lowering import copy_graph_module
 from graphremat.options import Options
 from graphremat.partitioner import Partitioner
 from graphremat.passes import torch_private as private
+from graphremat.report import Report
 from graphremat.versions import is_supported_torch, supported_torch_text
 
 
@@ -40,10 +44,9 @@ def graphremat(
         )
     try:
         parsed = Options.parse(options)
-        partitioner = Partitioner(parsed, num_user_outputs=_num_outputs(gm))
-        if parsed.lowering == "aot_eager":
-            return _run_op_by_op(gm, example_inputs, partitioner)
-        return _compile_with_inductor(gm, example_inputs, partitioner)
+        if parsed.shared_bytes is None or any(isinstance(x, torch.SymInt) for x in example_inputs):
+            return _compile(gm, example_inputs, parsed)[0]
+        return _region(gm, example_inputs, parsed, parsed.shared_bytes)
     except GraphrematError as error:
         raise _through_dynamo(error) from error.__cause__
 
@@ -53,15 +56,52 @@ def _num_outputs(gm: fx.GraphModule) -> int:
     return len(returned) if isinstance(returned, (tuple, list)) else 1
 
 
+def _region(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, budget_bytes: int) -> Region:
+    """The graph as one of several that share a budget; a copy of it is kept, to be compiled again."""
+    kept = copy_graph_module(gm)
+
+    def compile_(
+        inputs: Sequence[Any], aim: Aim, must_plan: bool
+    ) -> tuple[Callable[..., Any], Report | None]:
+        with private.tracing_anew():
+            return _compile(copy_graph_module(kept), inputs, options, aim, must_plan=must_plan)
+
+    return Region(
+        compile_,
+        example_inputs,
+        budget_bytes,
+        followed=private.ends_in_graph_break(gm),
+        lowest_if_infeasible=options.on_infeasible == "min_peak",
+        ledger=LEDGER,
+    )
+
+
+def _compile(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    options: Options,
+    aim: Aim | None = None,
+    *,
+    must_plan: bool = False,
+) -> tuple[Callable[..., Any], Report | None]:
+    """What runs, and the report; None where torch took the code from a cache, or where there is no backward."""
+    partitioner = Partitioner(options, num_user_outputs=_num_outputs(gm), aim=aim)
+    if options.lowering == "aot_eager":
+        run = _run_op_by_op(gm, example_inputs, partitioner)
+    else:
+        run = _compile_with_inductor(gm, example_inputs, partitioner, cached=not must_plan)
+    return run, partitioner.report
+
+
 def _compile_with_inductor(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], partitioner: Partitioner
+    gm: fx.GraphModule, example_inputs: Sequence[Any], partitioner: Partitioner, *, cached: bool
 ) -> Callable[..., Any]:
     def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
         with standing(partitioner.fence if kwargs.get("is_backward") else None):
             return private.compile_fx_inner(graph, inputs, **kwargs)
 
     # Whoever asks for dumps wants them of every compilation: torch's cache of whole autograd functions would skip ours.
-    with private.autograd_cache(partitioner.options.dump_dir is None):
+    with private.autograd_cache(cached and partitioner.options.dump_dir is None):
         compiled: Any = private.compile_fx(
             gm,
             example_inputs,

@@ -20,6 +20,21 @@ LOOKS_FOR_THE_FASTEST = 3
 
 
 @dataclass(frozen=True)
+class Aim:
+    """What one graph is asked for where several share a budget.
+
+    Attributes:
+        peak_bytes: the peak that its plan should have at most.
+        saved_bytes: what its plan may save at most; None for any.
+        most_bytes: where no plan has such a peak the lowest one is taken, unless even that is over this many bytes.
+    """
+
+    peak_bytes: int
+    saved_bytes: int | None = None
+    most_bytes: int | None = None
+
+
+@dataclass(frozen=True)
 class Choice:
     """The plan that was taken and every true peak that was looked at.
 

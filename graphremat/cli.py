@@ -130,7 +130,7 @@ def replan(
             candidate.plan.origin,
         )
     Console().print(table, markup=False)
-    gap = found.frontier.exact_gap(found.place)
+    gap = found.frontier.exact_gap(found.chosen)
     if gap is not None:
         typer.echo(f"the exact solver knows of no plan more than {gap:.2%} faster under this budget")
     if plan_to is not None:

@@ -153,7 +153,7 @@ def generate_code(
         raise ValueError(
             f"the graph has {len(names)} placeholders, but {len(example_inputs)} inputs were given"
         )
-    copied = _copy_graph_module(gm)
+    copied = copy_graph_module(gm)
     _mark_user_visible(copied, is_backward=is_backward, user_visible_outputs=user_visible_outputs)
     code = inductor_wrapper_code(
         copied, example_inputs, is_backward=is_backward, donated_inputs=donated, draft=draft
@@ -269,7 +269,7 @@ def _tensor_of(node: Any) -> torch.Tensor | None:
     return value if isinstance(value, torch.Tensor) and value.layout == torch.strided else None
 
 
-def _copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
+def copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
     """A copy whose graph, and the graphs inside it, may be rewritten. Tensors are shared, not copied."""
     graph = fx.Graph(tracer_cls=getattr(gm.graph, "_tracer_cls", None))
     mapped: dict[fx.Node, fx.Node] = {}
@@ -281,7 +281,7 @@ def _copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
     copied.meta = dict(gm.meta)
     for name, child in list(copied.named_children()):
         if isinstance(child, fx.GraphModule):
-            setattr(copied, name, _copy_graph_module(child))
+            setattr(copied, name, copy_graph_module(child))
     return copied
 
 

@@ -96,6 +96,14 @@ class Options:
             values["dump_dir"] = _dump_dir_of_environment()
         return cls(**values)
 
+    @property
+    def shared_bytes(self) -> int | None:
+        """The bytes that all graphs of a step share; None where each graph has a budget of its own: none at all, a
+        fraction of its own range, or what memory is left when it is compiled."""
+        if not isinstance(self.memory_budget, int):
+            return None
+        return max(0, self.memory_budget - self.memory_reserve)
+
     def cache_key(self) -> str:
         """Stable text that differs between two options that may give different plans.
 

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ import torch.fx as fx
 from graphremat import report as reporting
 from graphremat.account import cut_table, frontier_table, make_report, over_budget, write_dumps
 from graphremat.candidates import Lowered, Lowering, graph_device
-from graphremat.choose import choose
+from graphremat.choose import Aim, Choice, choose
 from graphremat.device_memory import free_bytes
 from graphremat.dumps import Dumps
 from graphremat.errors import PlanningError
@@ -45,21 +46,25 @@ log = logging.getLogger("graphremat")
 
 
 class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
-    """Plans one compilation. ``fence`` is the one to put up while its backward is compiled."""
+    """Plans one compilation. ``fence`` is the one to put up while its backward is compiled; ``report`` is None where
+    nothing was planned: torch took the code from a cache, or there is no backward."""
 
-    def __init__(self, options: Options, num_user_outputs: int) -> None:
+    def __init__(self, options: Options, num_user_outputs: int, aim: Aim | None = None) -> None:
         self.options = options
         self.num_user_outputs = num_user_outputs
+        self.aim = aim
         self.fence: Fence | None = None
+        self.report: reporting.Report | None = None
 
     def __call__(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         graph = reporting.next_graph()
-        lowered = partition(
+        lowered, self.report = partition(
             gm,
             joint_inputs,
             options=self.options,
+            aim=self.aim,
             num_user_outputs=self.num_user_outputs,
             num_forward_outputs=kwargs["num_fwd_outputs"],
             static_lifetime_input_indices=kwargs.get("static_lifetime_input_indices"),
@@ -76,7 +81,9 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
         return (
             "graphremat-"
             + hashlib.sha256(
-                "\n".join((source_hash(), self.options.cache_key(), _prices_key(self.options))).encode()
+                "\n".join(
+                    (source_hash(), self.options.cache_key(), _prices_key(self.options), str(self.aim))
+                ).encode()
             ).hexdigest()
         )
 
@@ -106,12 +113,13 @@ def partition(
     joint_inputs: Sequence[object],
     *,
     options: Options,
+    aim: Aim | None,
     num_user_outputs: int,
     num_forward_outputs: int,
     static_lifetime_input_indices: list[int] | None,
     dumps: Dumps,
     graph: int,
-) -> Lowered:
+) -> tuple[Lowered, reporting.Report | None]:
     """The pipeline: classify, describe, plan, lower and look, choose, hand over.
 
     Raises:
@@ -129,7 +137,7 @@ def partition(
         )
     torchs = _torchs_graphs(joint, joint_inputs, static_lifetime_input_indices)
     if not joint.differentiates:
-        return _passed_through(*torchs)
+        return _passed_through(*torchs), None
     device = graph_device(gm)
     with _Stage("build the problem", dumps):
         problem, index = build_problem(
@@ -138,34 +146,70 @@ def partition(
         dumps.write("10-problem.json", problem.to_json)
     with _Stage("plan", dumps):
         torchs_plan = _torchs_plan(problem, saved_by(torchs[1], joint, problem, index))
-        budget = _budget_in_bytes(options, device, problem)
+        budget = _budget_in_bytes(options, device, problem) if aim is None else aim.peak_bytes
         frontier = _planned(options, problem, budget, torchs_plan)
         dumps.write("15-cut.md", lambda: cut_table(problem))
         dumps.write("20-frontier.md", lambda: frontier_table(frontier))
     lowering = Lowering(options, joint, problem, index, num_user_outputs, torchs if torchs_plan else None)
     with _Stage("lower", dumps):
-        choice = choose(
-            [c.replay.peak_bytes for c in frontier.candidates],
-            lambda place: lowering.truth(place, frontier.candidates[place]).peak_bytes,
-            budget,
-            fixed_bytes=problem.input_bytes,
-            most=options.max_lowerings,
-            faster=_as_fast_as_torchs(frontier),
-        )
+        choice = _chosen(frontier, lowering, budget, aim)
         chosen = lowering.done[choice.place]
     if not choice.fits:
-        over_budget(options, problem, choice, chosen.truth)
-    candidate = frontier.candidates[choice.place]
+        _not_fitting(options, problem, choice, chosen.truth, aim)
+    candidate = (*frontier.candidates, *frontier.frugal)[choice.place]
     if options.verify and (choice.place > 0 or torchs_plan is None):
         with _Stage("verify", dumps):
             check_split(problem, index, candidate.plan, chosen.forward, chosen.backward, joint)
     made = make_report(
-        options, problem, frontier, choice, chosen, graph, time.perf_counter() - started, dumps
+        options, problem, frontier, choice, chosen, graph, time.perf_counter() - started, dumps, aim
     )
     write_dumps(dumps, problem, candidate, chosen, made)
     reporting.record(made)
     log.info("%s", made)
-    return chosen
+    return chosen, made
+
+
+def _chosen(frontier: Frontier, lowering: Lowering, budget: int | float | None, aim: Aim | None) -> Choice:
+    """The fastest plan under the budget; where the aim bounds what is saved, of those that save no more.
+
+    Places of the frugal plans follow on those of the frontier.
+    """
+    plans = (*frontier.candidates, *frontier.frugal)
+    places, faster = list(range(len(frontier.candidates))), _as_fast_as_torchs(frontier)
+    if aim is not None and aim.saved_bytes is not None:
+        places, faster = _saving_at_most(aim.saved_bytes, plans), 0
+    choice = choose(
+        [plans[k].replay.peak_bytes for k in places],
+        lambda k: lowering.truth(places[k], plans[places[k]]).peak_bytes,
+        budget,
+        fixed_bytes=lowering.problem.input_bytes,
+        most=lowering.options.max_lowerings,
+        faster=faster,
+    )
+    true_bytes = {places[k]: size for k, size in choice.true_bytes.items()}
+    return replace(choice, place=places[choice.place], true_bytes=true_bytes)
+
+
+def _saving_at_most(most_bytes: int, plans: Sequence[Candidate]) -> list[int]:
+    """Places of the plans that save no more, each with a lower peak than all that are faster; if there is none, of the
+    one that saves least."""
+    saved = [c.replay.saved_bytes for c in plans]
+    allowed = [k for k in range(len(plans)) if saved[k] <= max(most_bytes, min(saved))]
+    found: list[int] = []
+    for k in sorted(allowed, key=lambda k: (plans[k].replay.seconds, plans[k].replay.peak_bytes)):
+        if not found or plans[k].replay.peak_bytes < plans[found[-1]].replay.peak_bytes:
+            found.append(k)
+    return found
+
+
+def _not_fitting(
+    options: Options, problem: Problem, choice: Choice, truth: StepTruth, aim: Aim | None
+) -> None:
+    """The lowest plan is over the budget. Where it is only over its share of one, that is for the ledger to mend."""
+    if aim is None:
+        over_budget(options, problem, choice, truth)
+    elif aim.most_bytes is not None and truth.peak_bytes > aim.most_bytes:
+        over_budget(options, problem, replace(choice, budget_bytes=aim.most_bytes), truth)
 
 
 def _torchs_graphs(
@@ -247,7 +291,7 @@ def _planned(
 def _with_torchs_first(found: Frontier, torchs: Candidate) -> Frontier:
     """The frontier with torch's plan as the fastest, and nothing that is not below its peak behind it."""
     below = tuple(c for c in found.candidates if c.replay.peak_bytes < torchs.replay.peak_bytes)
-    return Frontier((torchs, *below), found.bound, found.proof)
+    return replace(found, candidates=(torchs, *below))
 
 
 def _as_fast_as_torchs(frontier: Frontier) -> int:
@@ -264,10 +308,8 @@ def _budget_in_bytes(options: Options, device: torch.device, problem: Problem) -
     budget = options.memory_budget
     if budget == "auto":
         return max(0, free_bytes(device) + problem.input_bytes - options.memory_reserve)
-    if isinstance(budget, int):
-        return max(0, budget - options.memory_reserve)
     assert not isinstance(budget, str)
-    return budget
+    return options.shared_bytes if isinstance(budget, int) else budget
 
 
 class _Stage:

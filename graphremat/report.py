@@ -33,13 +33,15 @@ class Report:
 
     Peaks count every byte alive at the worst moment of forward and backward: inputs, saved values, temporaries and
     gradients. ``planned_peak_bytes`` is the planner's replay, ``generated_peak_bytes`` the dry run of the code that
-    really runs. ``budget_bytes`` is None where no budget was asked for; ``lowest_peak_bytes`` and
+    really runs. ``budget_bytes`` is None where no budget was asked for; ``share_bytes`` is what this graph was given of
+    it, less where other graphs hold something meanwhile; ``lowest_peak_bytes`` and
     ``fastest_peak_bytes`` are the ends of the range, None where they were not needed.
     """
 
     graph: int
     lowering: str
     budget_bytes: int | None
+    share_bytes: int | None
     input_bytes: int
     gradient_bytes: int
     planned_peak_bytes: int
@@ -62,7 +64,10 @@ class Report:
     peak_at: str
     holders: tuple[tuple[str, int], ...]
     frontier: tuple[FrontierPoint, ...]
+    frugal: tuple[FrontierPoint, ...]
+    """Plans off the frontier that save less, for graphs that share a budget."""
     chosen: int
+    """The place of the plan in the frontier, or behind it among the frugal ones."""
     unfollowed: str = ""
     """Why the generated code could not be followed; its peak is then the planned one. Empty where it is the code's."""
     dump_dir: str | None = None
@@ -73,6 +78,8 @@ class Report:
 
     def __str__(self) -> str:
         budget = "none" if self.budget_bytes is None else format_bytes(self.budget_bytes)
+        if self.share_bytes is not None and self.share_bytes != self.budget_bytes:
+            budget += f", {format_bytes(self.share_bytes)} of it for this graph"
         lines = [
             f"graph {self.graph}, lowered by {self.lowering}",
             f"  budget     {budget}",

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphremat.passes.bound import Bound
 from graphremat.passes.chain import Programme, instructions
@@ -68,25 +68,30 @@ class Proof:
 @dataclass(frozen=True, eq=False)
 class Frontier:
     """Plans from the fastest to the one of lowest peak: every next one has a lower peak, takes longer, and recomputes
-    no less."""
+    no less.
+
+    ``frugal`` holds further plans, for whom saved bytes matter beyond the peak (they stay alive while other graphs
+    run): each saves less than all others that are as fast and as low, from the fastest to the one that saves least.
+    """
 
     candidates: tuple[Candidate, ...]
     bound: Bound | None = None
     proof: Proof | None = None
+    frugal: tuple[Candidate, ...] = ()
 
-    def gap(self, place: int) -> float:
-        """How far the plan at a place may be from the best under its own peak, as a share of its seconds; 0 is optimal.
+    def gap(self, candidate: Candidate) -> float:
+        """How far a plan may be from the best under its own peak, as a share of its seconds; 0 is optimal.
 
         It is the lower bound's word: the best plan may well be slower than the bound.
         """
-        run = self.candidates[place].replay
+        run = candidate.replay
         if self.bound is None or run.seconds <= 0:
             return 1.0
         return max(0.0, 1.0 - self.bound.seconds(run.peak_bytes) / run.seconds)
 
-    def exact_gap(self, place: int) -> float | None:
+    def exact_gap(self, candidate: Candidate) -> float | None:
         """The same among the plans of the exact solver's space, by what it proved; None if it proved nothing there."""
-        run = self.candidates[place].replay
+        run = candidate.replay
         if self.proof is None or run.peak_bytes > self.proof.budget_bytes or run.seconds <= 0:
             return None
         return max(0.0, 1.0 - self.proof.bound_seconds / run.seconds)
@@ -152,7 +157,8 @@ def plan_frontier(
         found += _searched(search, found, bound.lowest_bytes, plans)
     if not remake_saved:
         found = [c for c in found if not remakes_saved(problem, c.plan)]
-    return Frontier(_pareto(found, most), bound)
+    kept = _pareto(found, most)
+    return Frontier(kept, bound, frugal=_frugal(found, kept, most))
 
 
 def with_exact(
@@ -181,7 +187,7 @@ def with_exact(
     candidates = frontier.candidates
     if found.plan is not None and (remake_saved or not remakes_saved(problem, found.plan)):
         candidates = _pareto([*candidates, judge(problem, found.plan)], most)
-    return Frontier(candidates, frontier.bound, Proof(budget_bytes, found.bound_seconds))
+    return replace(frontier, candidates=candidates, proof=Proof(budget_bytes, found.bound_seconds))
 
 
 def judge(problem: Problem, plan: Plan) -> Candidate:
@@ -262,6 +268,25 @@ def _pareto(found: list[Candidate], most: int) -> tuple[Candidate, ...]:
     if len(kept) <= most:
         return tuple(kept)
     return tuple(kept[round(i * (len(kept) - 1) / (most - 1))] for i in range(most))
+
+
+def _frugal(found: list[Candidate], kept: Sequence[Candidate], most: int) -> tuple[Candidate, ...]:
+    """Plans beside the kept ones that no other beats in saved bytes, peak and seconds; thinned to ``most``."""
+    order = sorted(found, key=lambda c: (c.replay.seconds, c.replay.saved_bytes, c.replay.peak_bytes))
+    front: list[Candidate] = []
+    for candidate in (*kept, *order):
+        run = candidate.replay
+        if not any(
+            c.replay.seconds <= run.seconds
+            and c.replay.saved_bytes <= run.saved_bytes
+            and c.replay.peak_bytes <= run.peak_bytes
+            for c in front
+        ):
+            front.append(candidate)
+    others = sorted(set(front) - set(kept), key=lambda c: (c.replay.seconds, -c.replay.saved_bytes))
+    if len(others) <= most:
+        return tuple(others)
+    return tuple(others[round(i * (len(others) - 1) / (most - 1))] for i in range(most))
 
 
 def with_recomputation_in_order(plans: list[Candidate]) -> list[Candidate]:

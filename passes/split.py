@@ -75,7 +75,8 @@ def reorder(module: fx.GraphModule, order: list[str]) -> fx.GraphModule:
 
     What ``order`` does not name (tuple elements, symbolic sizes) is pulled in just before its first reader; tuple
     elements follow their op at once, so that parts nobody reads die there. Nodes with effects that nothing reads keep
-    their place behind everything that stood before them. Names in ``order`` that the graph has not are passed over:
+    their place behind everything that stood before them; to draw random numbers is none, since where the plan does not
+    say so they would be drawn a second time. Names in ``order`` that the graph has not are passed over:
     the extraction has found them dead.
     """
     old = module.graph
@@ -100,16 +101,20 @@ def reorder(module: fx.GraphModule, order: list[str]) -> fx.GraphModule:
             emit(node)
     (output,) = old.find_nodes(op="output")
     for node in old.nodes:
-        if node not in now and node is not output and node.is_impure():
+        if node not in now and node is not output and _has_effects(node):
             emit(node)
     for operand in output.all_input_nodes:
         if operand not in now:
             emit(operand)
     copied = graph.node_copy(output, lambda n: now[n])
     copied.meta.update(output.meta)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(_has_effects)
     graph.lint()
     return private.make_graph_module(module, graph)
+
+
+def _has_effects(node: fx.Node) -> bool:
+    return node.is_impure(impure_random=False)
 
 
 def recomputed_names(problem: Problem, index: Index, plan: Plan) -> list[str]:

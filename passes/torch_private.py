@@ -394,6 +394,55 @@ def autograd_cache(on: bool) -> Any:
     return config.patch(enable_autograd_cache=bool(config.enable_autograd_cache and on))
 
 
+def tracing_anew() -> AbstractContextManager[Any]:
+    """As Dynamo has it while a backend compiles, for a graph that is compiled again with real inputs: of fixed shapes.
+
+    Without a tracing context FX keeps random ops that nothing reads, and AOTAutograd's graphs are other ones.
+    """
+    from torch._guards import TracingContext, tracing
+
+    return tracing(TracingContext.try_get() or TracingContext(FakeTensorMode()))
+
+
+MOST_NODES_ABOVE = 4
+"""Views that may stand between an output of a compiled function and its node."""
+
+
+def is_static_input(tensor: torch.Tensor) -> bool:
+    """Whether Dynamo takes the tensor as one that stays where it is from call to call: a parameter or a buffer."""
+    return isinstance(tensor, torch.nn.Parameter) or hasattr(tensor, "_dynamo_static_input_type")
+
+
+def compiled_node(out: Any) -> Any:
+    """The node of the backward behind an output of a compiled function; None if nothing is differentiated.
+
+    AOTAutograd makes one autograd function of a graph. Outputs that are views of others may have further nodes above.
+    """
+    pending = [
+        t.grad_fn for t in (out if isinstance(out, (tuple, list)) else (out,)) if isinstance(t, torch.Tensor)
+    ]
+    for _ in range(MOST_NODES_ABOVE):
+        for node in pending:
+            if node is not None and node.name() == "CompiledFunctionBackward":
+                return node
+        pending = [above for node in pending if node is not None for above, _ in node.next_functions]
+    return None
+
+
+def saved_tensors(node: Any) -> list[torch.Tensor]:
+    """What the node of a compiled function holds for its backward; nothing once that has run."""
+    try:
+        checked = node.saved_tensors
+    except RuntimeError:  # freed
+        return []
+    return [*checked, *(getattr(node, "_tensors_no_vc_check", None) or ())]
+
+
+def ends_in_graph_break(gm: torch.fx.GraphModule) -> bool:
+    """Whether Dynamo compiled the graph because it could not go on: another one is likely to follow."""
+    return bool(getattr(getattr(gm, "compile_subgraph_reason", None), "graph_break", False))
+
+
 def boxed(run: Callable[[list[Any]], Any]) -> Callable[[list[Any]], Any]:
     """Mark a function that takes its arguments as a list and empties it, so that they can die while it runs."""
     run._boxed_call = True  # type: ignore[attr-defined]

@@ -118,9 +118,11 @@ def test_the_exact_solver_betters_a_plan_and_says_what_it_proved(seed: int, budg
     assert after is not None
     seconds = better.candidates[after].replay.seconds
     assert seconds < found.candidates[before].replay.seconds
-    assert better.exact_gap(after) == pytest.approx(0, abs=1e-6)
-    assert found.exact_gap(before) is None
-    assert better.exact_gap(0) is None, "a plan over the budget of the proof is not bounded by it"
+    assert better.exact_gap(better.candidates[after]) == pytest.approx(0, abs=1e-6)
+    assert found.exact_gap(found.candidates[before]) is None
+    assert better.exact_gap(better.candidates[0]) is None, (
+        "a plan over the budget of the proof is not bounded by it"
+    )
     looser = [c.replay.peak_bytes for c in better.candidates]
     assert looser == sorted(looser, reverse=True)
 
@@ -205,7 +207,7 @@ def test_the_bound_is_below_the_optimum(problem: Problem) -> None:
         best = best_seconds(problem, candidate.replay.peak_bytes)
         assert best is not None
         assert frontier.bound.seconds(candidate.replay.peak_bytes) <= best + 1e-9
-        assert 0.0 <= frontier.gap(place) <= 1.0
+        assert 0.0 <= frontier.gap(frontier.candidates[place]) <= 1.0
     assert frontier.bound.lowest_bytes <= lowest_peak(problem)
 
 
