@@ -233,6 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     console = Console()
     counts: dict[str, int] = {}
+    failed: list[Case] = []
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("cases", total=chosen.cases)
 
@@ -250,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             try:
                 outcome = check(case)
             except Exception:
-                counts["failed"] = counts.get("failed", 0) + 1
+                failed.append(case)
                 raise
             finally:
                 progress.advance(task)
@@ -263,15 +264,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             failure = error
     console.print(f"seed {chosen.seed}: " + ", ".join(f"{n} {what}" for what, n in sorted(counts.items())))
     if failure is not None:
-        console.print(_told(failure), highlight=False)
+        console.print(
+            f"{type(failure).__name__}: {failure}\n{failed[-1]}", highlight=False
+        )  # the smallest comes last
         return 1
     return 0
-
-
-def _told(error: BaseException) -> str:
-    notes = "\n".join(getattr(error, "__notes__", ()))
-    inner = "\n".join(_told(e) for e in getattr(error, "exceptions", ()))
-    return f"{type(error).__name__}: {error}\n{notes}\n{inner}"
 
 
 if __name__ == "__main__":
