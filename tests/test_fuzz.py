@@ -32,6 +32,13 @@ def test_every_op_of_the_grammar_trains_at_the_lowest_peak(part: int) -> None:
 CASE = Case(Program(8, (Step("linear"), Step("gelu"), Step("layer_norm"), Step("linear"))), batch=2, length=3)
 
 
+def test_a_buffer_that_is_read_and_then_overwritten() -> None:
+    """Plain ``aot_eager`` reads it again in the backward, where it has its new value: its gradient is wrong."""
+    steps = Step("linear"), Step("counter"), Step("gelu"), Step("linear")
+    case = Case(Program(8, steps), batch=2, length=3, budget=None)
+    assert check(case) == ""
+
+
 def test_a_wrong_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     run = RandomNetwork.forward
 
