@@ -11,7 +11,14 @@ need torch are loaded when they are first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from graphremat.errors import BudgetInfeasible, GraphrematError, OptionError, PlanningError, VerificationError
+from graphremat.errors import (
+    BudgetInfeasible,
+    DumpError,
+    GraphrematError,
+    OptionError,
+    PlanningError,
+    VerificationError,
+)
 
 if TYPE_CHECKING:
     from graphremat.report import Report, last_report, reports
@@ -26,6 +33,7 @@ _LAZY = {
 
 __all__ = [
     "BudgetInfeasible",
+    "DumpError",
     "GraphrematError",
     "OptionError",
     "PlanningError",

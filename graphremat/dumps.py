@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from graphremat.errors import PlanningError
+from graphremat.errors import DumpError
 
 
 class Dumps:
@@ -25,7 +25,7 @@ class Dumps:
         """Write ``text()`` under ``name``.
 
         Raises:
-            PlanningError: the folder cannot be written; it names the option.
+            DumpError: the folder cannot be written; it names the option.
         """
         if self.folder is None:
             return
@@ -40,7 +40,7 @@ class Dumps:
                 Path(temporary).unlink(missing_ok=True)
                 raise
         except OSError as error:
-            raise PlanningError(
+            raise DumpError(
                 f"cannot write the dump {self.folder / name} (option dump_dir): {error}"
             ) from error
 

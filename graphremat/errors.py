@@ -15,6 +15,10 @@ class PlanningError(GraphrematError, RuntimeError):
     """The planner could not make a plan; the message names the stage, the node and the dump path."""
 
 
+class DumpError(PlanningError):
+    """A dump cannot be written; the message names the file and the option."""
+
+
 class VerificationError(PlanningError):
     """A check between two stages failed: a bug in graphremat, never a mistake of the user."""
 

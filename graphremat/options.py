@@ -49,6 +49,10 @@ class Options:
         lowering: what makes code of the planned graphs: ``"inductor"``, or ``"aot_eager"`` to run them op by op.
         on_infeasible: raise :class:`~graphremat.errors.BudgetInfeasible` (``"error"``), or take the plan with the
             lowest peak and warn (``"min_peak"``), when no plan fits.
+        on_failure: where planning fails, which is a bug in graphremat or something in the graph that it does not know:
+            run what torch makes of the graph without recomputation, with a warning (``"fallback"``; a budget in bytes
+            that this would not keep is an error all the same), or raise
+            :class:`~graphremat.errors.PlanningError` (``"error"``).
         annotations: ``"honour"`` or ``"ignore"`` what ``torch.utils.checkpoint`` asks for.
         device_costs: the device whose speed prices the ops; ``None`` is the device that the graph is on.
         max_plans: how many plans the frontier keeps.
@@ -67,6 +71,7 @@ class Options:
     dump_dir: Path | None = field(default=None, metadata={"changes_plan": False})
     lowering: Literal["inductor", "aot_eager"] = "inductor"
     on_infeasible: Literal["error", "min_peak"] = "error"
+    on_failure: Literal["fallback", "error"] = "fallback"
     annotations: Literal["honour", "ignore"] = "honour"
     device_costs: str | None = None
     max_plans: int = 64
@@ -228,6 +233,7 @@ _PARSERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "dump_dir": _dump_dir,
         "lowering": _one_of("inductor", "aot_eager"),
         "on_infeasible": _one_of("error", "min_peak"),
+        "on_failure": _one_of("fallback", "error"),
         "annotations": _one_of("honour", "ignore"),
         "device_costs": _device_costs,
         "max_plans": _count(2, 256),

@@ -10,6 +10,7 @@ import hashlib
 import logging
 import math
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -21,11 +22,11 @@ import torch.fx as fx
 
 from graphremat import report as reporting
 from graphremat.account import cut_table, frontier_table, make_report, over_budget, write_dumps
-from graphremat.candidates import Lowered, Lowering, graph_device
+from graphremat.candidates import Lowered, Lowering, generate, graph_device
 from graphremat.choose import Aim, Choice, choose
 from graphremat.device_memory import free_bytes
 from graphremat.dumps import Dumps
-from graphremat.errors import PlanningError
+from graphremat.errors import BudgetInfeasible, DumpError, OptionError, PlanningError, VerificationError
 from graphremat.fence import Fence
 from graphremat.options import Options
 from graphremat.passes import torch_private as private
@@ -60,19 +61,55 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         graph = reporting.next_graph()
-        lowered, self.report = partition(
-            gm,
-            joint_inputs,
-            options=self.options,
-            aim=self.aim,
-            num_user_outputs=self.num_user_outputs,
-            num_forward_outputs=kwargs["num_fwd_outputs"],
-            static_lifetime_input_indices=kwargs.get("static_lifetime_input_indices"),
-            dumps=Dumps(self.options.dump_dir, graph),
-            graph=graph,
-        )
+        try:
+            lowered, self.report = partition(
+                gm,
+                joint_inputs,
+                options=self.options,
+                aim=self.aim,
+                num_user_outputs=self.num_user_outputs,
+                num_forward_outputs=kwargs["num_fwd_outputs"],
+                static_lifetime_input_indices=kwargs.get("static_lifetime_input_indices"),
+                dumps=Dumps(self.options.dump_dir, graph),
+                graph=graph,
+            )
+        except (BudgetInfeasible, OptionError, DumpError):
+            raise
+        except Exception as error:
+            if self.options.on_failure == "error":
+                raise
+            return self._without_recomputation(gm, joint_inputs, error, **kwargs)
         self.fence = lowered.fence
         return lowered.forward, lowered.backward
+
+    def _without_recomputation(
+        self, gm: fx.GraphModule, joint_inputs: Sequence[object], failure: Exception, **kwargs: Any
+    ) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """What torch makes of the graph if everything is saved, since our planning failed. Training goes on as with
+        plain ``torch.compile``, unless that breaks a budget in bytes.
+
+        Raises:
+            Exception: the failure, where it is not known that the budget is kept.
+        """
+        forward, backward = private.default_partition(gm, joint_inputs, **kwargs)
+        budget = self.options.shared_bytes
+        if budget is not None:
+            try:
+                follow, _ = generate(
+                    self.options, forward, backward, None, kwargs["num_fwd_outputs"], self.num_user_outputs
+                )
+                kept = follow().peak_bytes <= budget
+            except Exception as error:
+                raise failure from error
+            if not kept and self.options.on_infeasible == "error":
+                raise failure
+        warnings.warn(
+            f"graphremat could not plan a graph, which runs without recomputation instead. Please report it: "
+            f"{type(failure).__name__}: {failure} (on_failure='error' raises it)",
+            stacklevel=2,
+        )
+        log.warning("planning failed", exc_info=failure)
+        return forward, backward
 
     def uuid(self) -> str | None:
         """Covers our sources, the options and the prices; None (no caching) where the budget is what memory is left."""
@@ -324,4 +361,5 @@ class _Stage:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         if isinstance(error, ValueError):
-            raise PlanningError(f"stage '{self._name}': {error}; dumps: {self._dumps}") from error
+            kind_of_ours = VerificationError if self._name == "verify" else PlanningError
+            raise kind_of_ours(f"stage '{self._name}': {error}; dumps: {self._dumps}") from error

@@ -23,6 +23,7 @@ from torch._functorch.partitioners import _extract_fwd_bwd_modules as extract_fo
 from torch._functorch.partitioners import _is_assert_only_symbool as is_assert_only_symbool
 from torch._functorch.partitioners import classify_nodes as classify_nodes
 from torch._functorch.partitioners import cleanup_recompute_tags as cleanup_recompute_tags
+from torch._functorch.partitioners import default_partition as default_partition
 from torch._functorch.partitioners import force_save_bw_mutation_src as force_save_backward_mutation_source
 from torch._functorch.partitioners import force_save_collectives as force_save_collectives
 from torch._functorch.partitioners import force_save_effectful_ops as force_save_effectful_ops

@@ -1,7 +1,10 @@
 """The backend end to end with ``lowering="aot_eager"``: gradients, budgets, and what must not go wrong."""
 
+import errno
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from torch.nn import functional as F
 
 import graphremat
 from bench.networks import NETWORKS
+from graphremat import dumps, partitioner
 from graphremat.measure import gradient_error, measure_peak
 from graphremat.passes.plan import Plan
 from graphremat.passes.planner import judge, plan_frontier
@@ -380,6 +384,69 @@ def test_a_dump_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(graphremat.PlanningError, match="dump_dir"):
         compiled(Blocks(mlp), dump_dir=tmp_path / "file")(torch.randn(8, 16))
+
+
+def test_a_full_disk_is_named_and_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, *_: object, **__: object) -> NoReturn:
+        os.close(handle)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(dumps.os, "fdopen", full)
+    with pytest.raises(graphremat.DumpError, match=r"00-joint\.py \(option dump_dir\): .*No space left"):
+        compiled(Blocks(mlp), memory_budget=0.5, dump_dir=tmp_path)(torch.randn(8, 16))
+    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
+
+
+def test_an_interrupted_compilation_leaves_nothing_and_can_be_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, x = Blocks(mlp), torch.randn(8, 16)
+    call = compiled(model, memory_budget="1MiB", dump_dir=tmp_path)
+
+    def interrupted(*_: object, **__: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(partitioner, "plan_frontier", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            call(x)
+    assert all(not p.name.startswith(".") for p in tmp_path.rglob("*"))
+    call(x).backward()
+    assert (
+        gradient_error(
+            torch.autograd.grad(model(x), list(model.parameters())), [p.grad for p in model.parameters()]
+        )
+        <= 1e-6
+    )
+
+
+class TestWherePlanningFails:
+    """Training goes on without recomputation, unless that is over a budget in bytes."""
+
+    @pytest.fixture(autouse=True)
+    def _broken(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def broken(*_: object, **__: object) -> NoReturn:
+            raise ZeroDivisionError("a bug")
+
+        monkeypatch.setattr(partitioner, "plan_frontier", broken)
+
+    @pytest.mark.parametrize("budget", [None, 0.0, "1GiB"])
+    def test_it_is_a_warning(self, budget: object) -> None:
+        model, x = Blocks(mlp), torch.randn(8, 16)
+        with pytest.warns(UserWarning, match="could not plan a graph.*ZeroDivisionError: a bug"):
+            compiled(model, memory_budget=budget)(x).backward()
+        expected = torch.autograd.grad(model(x), list(model.parameters()))
+        assert gradient_error(expected, [p.grad for p in model.parameters()]) <= 1e-6
+
+    def test_a_budget_in_bytes_is_never_broken(self) -> None:
+        with pytest.raises(Exception, match="a bug"):
+            compiled(Blocks(mlp), memory_budget="16KiB")(torch.randn(8, 16))
+
+    def test_it_is_an_error_if_asked_for(self) -> None:
+        with pytest.raises(Exception, match="a bug"):
+            compiled(Blocks(mlp), on_failure="error")(torch.randn(8, 16))
 
 
 def test_the_exact_solver_is_an_option() -> None:

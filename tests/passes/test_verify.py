@@ -41,7 +41,7 @@ def compile_with(
     run = torch.compile(
         model,
         backend="graphremat",
-        options={"lowering": "aot_eager", "memory_budget": 0.0, **options},
+        options={"lowering": "aot_eager", "memory_budget": 0.0, "on_failure": "error", **options},
     )
     run(torch.randn(64, 16)).sum().backward()
 
@@ -58,7 +58,7 @@ def test_a_value_that_the_forward_does_not_give_is_caught(monkeypatch: pytest.Mo
                 node.target = "nowhere"
                 return
 
-    with pytest.raises(graphremat.PlanningError, match=r"stage 'verify'.*takes nowhere|nowhere"):
+    with pytest.raises(graphremat.VerificationError, match=r"stage 'verify'.*takes nowhere|nowhere"):
         compile_with(monkeypatch, rename)
 
 
@@ -76,6 +76,11 @@ def test_an_op_that_the_plan_does_not_have_is_caught(monkeypatch: pytest.MonkeyP
         graphremat.PlanningError, match=r"stage 'verify'.*does not stand where the plan has it"
     ):
         compile_with(monkeypatch, run_once_more)
+
+
+def test_what_is_caught_does_not_stop_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.warns(UserWarning, match="VerificationError: stage 'verify'"):
+        compile_with(monkeypatch, run_once_more, on_failure="fallback")
 
 
 def test_checks_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
