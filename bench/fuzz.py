@@ -146,7 +146,12 @@ def check(case: Case) -> str:
     Raises:
         AssertionError: graphremat does not do what it promises.
     """
-    asked = {"lowering": "aot_eager", "memory_budget": _budget_of(case), **case.options}
+    asked = {
+        "lowering": "aot_eager",
+        "memory_budget": _budget_of(case),
+        "on_failure": "error",
+        **case.options,
+    }
     before = len(graphremat.reports())
     ours = _Run(case, _compiler(case, "graphremat", options=asked))
     try:

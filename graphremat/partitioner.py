@@ -40,7 +40,7 @@ from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier,
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import Replay
 from graphremat.passes.schedule import schedule
-from graphremat.passes.verify import check_split
+from graphremat.passes.verify import check_aliases, check_split
 from graphremat.truth import StepTruth
 
 log = logging.getLogger("graphremat")
@@ -196,6 +196,7 @@ def partition(
     candidate = (*frontier.candidates, *frontier.frugal)[choice.place]
     if options.verify and (choice.place > 0 or torchs_plan is None):
         with _Stage("verify", dumps):
+            check_aliases(problem, index)
             check_split(problem, index, candidate.plan, chosen.forward, chosen.backward, joint)
     made = make_report(
         options, problem, frontier, choice, chosen, graph, time.perf_counter() - started, dumps, aim

@@ -1,4 +1,4 @@
-"""Checks of the two graphs against the plan they were made from. Knows FX."""
+"""Checks between the stages: the problem against the joint graph, the two graphs against the plan. Knows FX."""
 
 from collections import Counter
 
@@ -11,6 +11,19 @@ from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Kind, Problem
 
 
+def check_aliases(problem: Problem, index: Index) -> None:
+    """Raise ValueError unless what an operator's schema calls a view lies in the storage of an operand.
+
+    Bytes would be counted twice otherwise, and a storage thought free while something looks at it.
+    """
+    for op, node in zip(problem.ops, index.op_node, strict=True):
+        if len(op.writes) != 1 or not op.reads or not getattr(node.target, "is_view", False):
+            continue
+        storage = problem.values[op.writes[0]].storage
+        if all(problem.values[read].storage != storage for read in op.reads):
+            raise ValueError(f"{op.name} is a view, but has bytes of its own in the problem")
+
+
 def check_split(
     problem: Problem,
     index: Index,
@@ -21,8 +34,8 @@ def check_split(
 ) -> None:
     """Raise ValueError unless the graphs do what the plan says and no more.
 
-    What the backward takes is given out by the forward or comes from outside; what must not run twice runs once; and
-    the backward runs the plan's ops in the plan's order.
+    What the backward takes is given out by the forward or comes from outside; what must not run twice runs once, and
+    nothing with effects more often than in the joint graph; and the backward runs the plan's ops in the plan's order.
     """
     given = {node.name for node in forward.graph.output_node().all_input_nodes}
     for node in backward.graph.find_nodes(op="placeholder"):
@@ -33,7 +46,18 @@ def check_split(
     for name in sorted(once):
         if runs[name] > 1:
             raise ValueError(f"{name} runs twice, but must not")
+    before = _with_effects(joint.module)
+    for target, times in (_with_effects(forward) + _with_effects(backward)).items():
+        if times > before[target]:
+            raise ValueError(
+                f"{target} draws or changes something, and runs {times} times for {before[target]}"
+            )
     _check_order(problem, index, plan, backward)
+
+
+def _with_effects(module: fx.GraphModule) -> Counter[object]:
+    """How often each operator runs that draws random numbers, writes over an operand or has another effect."""
+    return Counter(n.target for n in module.graph.nodes if n.op == "call_function" and n.is_impure())
 
 
 def _from_outside(node: fx.Node) -> bool:

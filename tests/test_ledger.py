@@ -60,7 +60,7 @@ class Blocks(nn.Module):
 
 
 def options(budget: object, **more: object) -> dict[str, object]:
-    return {"lowering": "aot_eager", "memory_budget": budget, **more}
+    return {"lowering": "aot_eager", "memory_budget": budget, "on_failure": "error", **more}
 
 
 def by_breaks(budget: object, **more: object) -> tuple[nn.Module, Callable[[Tensor], Tensor]]:

@@ -662,9 +662,8 @@ def assert_equal(
 
 
 def graphremat_at(budget: float | None) -> Compile:
-    return lambda model, **kw: torch.compile(
-        model, backend="graphremat", options={"lowering": "aot_eager", "memory_budget": budget}, **kw
-    )
+    options = {"lowering": "aot_eager", "memory_budget": budget, "on_failure": "error"}
+    return lambda model, **kw: torch.compile(model, backend="graphremat", options=options, **kw)
 
 
 def plain(model: Callable[..., object], **options: Any) -> Callable[..., object]:

@@ -11,6 +11,7 @@ from torch import nn
 import graphremat
 from graphremat import candidates, partitioner
 from graphremat.choose import Choice
+from graphremat.passes import build
 from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.problem import Builder, Kind, Phase, Problem
 from graphremat.passes.replay import ReplayError, replay
@@ -19,9 +20,12 @@ Graphs = tuple[fx.GraphModule, fx.GraphModule]
 
 
 def compile_with(
-    monkeypatch: pytest.MonkeyPatch, tamper: Callable[[fx.GraphModule], None], **options: object
+    monkeypatch: pytest.MonkeyPatch,
+    tamper: Callable[[fx.GraphModule], None],
+    layers: Sequence[nn.Module] = (),
+    **options: object,
 ) -> None:
-    """Compile a small network whose backward graph is tampered with after the split."""
+    """Compile a small network, with further layers, whose backward graph is tampered with after the split."""
     split = candidates.split_joint_graph
 
     def broken(*arguments: object) -> Graphs:
@@ -37,7 +41,8 @@ def compile_with(
     monkeypatch.setattr(candidates, "split_joint_graph", broken)
     monkeypatch.setattr(partitioner, "choose", take_last)
     torch.compiler.reset()
-    model = nn.Sequential(*(part for _ in range(4) for part in (nn.Linear(16, 16), nn.Tanh())))
+    parts = (part for _ in range(4) for part in (nn.Linear(16, 16), nn.Tanh()))
+    model = nn.Sequential(*parts, *layers, nn.Linear(16, 16), nn.Tanh())
     run = torch.compile(
         model,
         backend="graphremat",
@@ -76,6 +81,59 @@ def test_an_op_that_the_plan_does_not_have_is_caught(monkeypatch: pytest.MonkeyP
         graphremat.PlanningError, match=r"stage 'verify'.*does not stand where the plan has it"
     ):
         compile_with(monkeypatch, run_once_more)
+
+
+def run_in_the_backward(target: object, name: str, *arguments: object) -> Callable[..., None]:
+    """Put an operator of the forward behind the backward's, on the gradient, and give its result out."""
+
+    def tamper(backward: fx.GraphModule) -> None:
+        output = backward.graph.output_node()
+        gradient = next(n for n in output.args[0] if n is not None)
+        with backward.graph.inserting_before(output):
+            node = backward.graph.call_function(target, (gradient, *arguments))
+            node.name = name
+        output.args = ((*output.args[0], node),)
+
+    return tamper
+
+
+@pytest.mark.parametrize(
+    ("layer", "tamper", "message"),
+    [
+        (
+            nn.Dropout(0.5),
+            run_in_the_backward(torch.ops.aten.native_dropout.default, "native_dropout", 0.5, True),
+            "native_dropout runs twice, but must not",
+        ),
+        (
+            nn.Dropout(0.5),
+            run_in_the_backward(torch.ops.aten.native_dropout.default, "another_name", 0.5, True),
+            r"aten\.native_dropout\.default draws or changes something, and runs 2 times for 1",
+        ),
+        (
+            nn.BatchNorm1d(16),
+            run_in_the_backward(torch.ops.aten.copy_.default, "copy_", 1.0),
+            r"aten\.copy_\.default draws or changes something, and runs 1 times for 0",
+        ),
+    ],
+    ids=["a redrawn mask", "a redrawn mask under another name", "a repeated mutation"],
+)
+def test_what_must_not_run_again_is_caught(
+    monkeypatch: pytest.MonkeyPatch, layer: nn.Module, tamper: Callable[..., None], message: str
+) -> None:
+    with pytest.raises(graphremat.VerificationError, match=message):
+        compile_with(monkeypatch, tamper, [layer])
+
+
+def test_a_missing_alias_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = build.problem_kind
+
+    def blind(node: fx.Node) -> Kind:
+        return Kind.KERNEL if node.target is torch.ops.aten.t.default else real(node)
+
+    monkeypatch.setattr(build, "problem_kind", blind)
+    with pytest.raises(graphremat.VerificationError, match="t is a view, but has bytes of its own"):
+        compile_with(monkeypatch, lambda backward: None)
 
 
 def test_what_is_caught_does_not_stop_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
