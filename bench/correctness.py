@@ -43,7 +43,7 @@ COMPILERS: Mapping[str, Compile] = {
     "eager": lambda model, **_: model,
     PLAIN: _with("inductor"),
     BUDGET: _with("inductor"),
-    OURS: _with("graphremat", options={"memory_budget": 0.0}),
+    OURS: _with("graphremat", options={"memory_budget": 0.0, "on_failure": "error"}),
 }
 
 

@@ -116,9 +116,14 @@ def keep_reason(node: fx.Node) -> str:
     Random ops would draw again, collectives and effects would be seen twice, mutations would be applied twice, and
     what an opaque operator does is not known. What the user marked to be recomputed is not asked here.
     """
-    target = node.target
     if node.meta.get("recompute") == torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE:
         return "marked to be saved"
+    return effect_of(node)
+
+
+def effect_of(node: fx.Node) -> str:
+    """What running this node a second time would do, in words, whatever the user has marked; empty if nothing."""
+    target = node.target
     if isinstance(target, private.OpOverload):
         if classify_kind(node) is NodeKind.RANDOM and not replays_from_seed(node):
             return "random: it would draw again"
@@ -138,6 +143,9 @@ _PURE_HIGHER_ORDER = frozenset({"flex_attention"})
 
 
 def _forget_annotations(graph: fx.Graph) -> None:
+    """Drop what the user said of checkpoints: what is to be recomputed or saved, and the budget of a region."""
     for node in graph.nodes:
-        if private.must_recompute(node):
-            del node.meta["recompute"]
+        node.meta.pop("recompute", None)
+        custom = node.meta.get("custom")
+        if isinstance(custom, dict) and private.REGION_BUDGET_KEY in custom:
+            node.meta["custom"] = {k: v for k, v in custom.items() if k != private.REGION_BUDGET_KEY}

@@ -43,6 +43,7 @@ from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module
+from torch.fx.traceback import MEMORY_BUDGET_ANNOTATION_KEY as REGION_BUDGET_KEY
 
 from graphremat.passes.garbage import garbage_left
 

@@ -6,7 +6,7 @@ import torch.fx as fx
 
 from graphremat.passes import torch_private as private
 from graphremat.passes.build import Index
-from graphremat.passes.classify import JointGraph
+from graphremat.passes.classify import JointGraph, effect_of
 from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Kind, Problem
 
@@ -35,7 +35,8 @@ def check_split(
     """Raise ValueError unless the graphs do what the plan says and no more.
 
     What the backward takes is given out by the forward or comes from outside; what must not run twice runs once, and
-    nothing with effects more often than in the joint graph; and the backward runs the plan's ops in the plan's order.
+    nothing with effects more often than in the joint graph unless the user asked for that; and the backward runs the
+    plan's ops in the plan's order.
     """
     given = {node.name for node in forward.graph.output_node().all_input_nodes}
     for node in backward.graph.find_nodes(op="placeholder"):
@@ -56,8 +57,8 @@ def check_split(
 
 
 def _with_effects(module: fx.GraphModule) -> Counter[object]:
-    """How often each operator runs that draws random numbers, writes over an operand or has another effect."""
-    return Counter(n.target for n in module.graph.nodes if n.op == "call_function" and n.is_impure())
+    """How often each operator runs that draws random numbers, writes over an operand or may have another effect."""
+    return Counter(n.target for n in module.graph.nodes if n.op == "call_function" and effect_of(n))
 
 
 def _from_outside(node: fx.Node) -> bool:

@@ -82,3 +82,24 @@ def checkpoint_wrapper(compile_: Compile) -> list[Tensor]:
     from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper as wrap
 
     return step(compile_, nn.Sequential(*(wrap(layer) for layer in mlp())), torch.randn(16, 32))
+
+
+class RegionBudget(nn.Module):
+    """The whole forward under torch's own budget for a region."""
+
+    def __init__(self, budget: float) -> None:
+        super().__init__()
+        self.body, self.budget = mlp(layers=6), budget
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autograd.graph.region_activation_memory_budget(self.budget):
+            return self.body(x)
+
+
+@script
+def region_budget(compile_: Compile) -> list[Tensor]:
+    # outside of a compiler the region raises, so eager runs the body alone
+    torch.manual_seed(1)
+    model = RegionBudget(0.1)
+    call = compile_(model)
+    return step(lambda _: model.body if call is model else call, model, torch.randn(16, 32))
