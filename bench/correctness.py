@@ -143,8 +143,7 @@ def page_of(lines: Sequence[tuple[str, ...]]) -> str:
         [
             "# Training scripts",
             "",
-            f"{len(lines)} runs; `python -m bench.correctness --page docs/training_scripts.md` makes this page (torch "
-            f"{torch.__version__.partition('+')[0]}).",
+            f"{len(lines)} runs; `python -m bench.correctness --page docs/training_scripts.md` makes this page.",
             "Each script of `bench/training_scripts` trains a little; losses, gradients and buffers are held against",
             "eager's, or, where Inductor draws numbers of its own, against plain Inductor's. *off by* is the relative",
             "error of all of them; nothing warned of it.",
@@ -162,6 +161,11 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a file of JSON lines; none if there is no such file."""
     lines = path.read_text().splitlines() if path.exists() else []
     return [Row(**json.loads(line)) for line in lines]
+
+
+def latest(rows: Sequence[Row]) -> list[Row]:
+    """The last row of each script, kind of numbers and compiler."""
+    return list({(row.script, row.numbers, row.compiler): row for row in rows}.values())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

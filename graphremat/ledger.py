@@ -13,6 +13,7 @@ What it relies on of torch: the node behind an output of a compiled function hol
 has run, and lets them go then; see :func:`graphremat.passes.torch_private.compiled_node`.
 """
 
+import itertools
 import logging
 import threading
 import weakref
@@ -43,6 +44,8 @@ LEAST_GAIN = 0.02
 Storages = dict[int, int]
 """Address to bytes."""
 
+_numbers = itertools.count()
+
 
 Compile = Callable[[Sequence[Any], Aim, bool], tuple[Callable[..., Any], Report | None]]
 """From inputs, an aim, and whether it must be planned rather than taken from a cache, to what runs and its report."""
@@ -61,6 +64,7 @@ class Region:
         lowest_if_infeasible: bool,
         ledger: "Ledger",
     ) -> None:
+        self.number = next(_numbers)
         self.budget_bytes = budget_bytes
         self.lowest_if_infeasible = lowest_if_infeasible
         self.static: Storages = {}
@@ -243,7 +247,7 @@ class Ledger:
     def _divide(self, step: Sequence[_Made]) -> None:
         """All calls of a step are known: whoever should have another plan is compiled again at its next call."""
         regions = list(dict.fromkeys(made.region for made in step))
-        key = tuple(id(made.region) for made in step)
+        key = tuple(made.region.number for made in step)
         round_ = self.rounds.get(key, 0)
         if round_ >= MOST_ROUNDS:
             return

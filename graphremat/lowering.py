@@ -294,9 +294,8 @@ def _mark_user_visible(gm: fx.GraphModule, *, is_backward: bool, user_visible_ou
     gm.graph.output_node().meta["user_visible_output_idxs"] = [
         index for index in visible if isinstance(outputs[index], fx.Node)
     ]
-    for child in gm.children():
-        if isinstance(child, fx.GraphModule):
-            inner = output_nodes(child)
-            child.graph.output_node().meta["user_visible_output_idxs"] = [
-                index for index, out in enumerate(inner) if isinstance(out, fx.Node)
-            ]
+    for call in gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
+        body = getattr(gm, call.args[0].target)
+        body.graph.output_node().meta["user_visible_output_idxs"] = [
+            index for index, out in enumerate(output_nodes(body)) if isinstance(out, fx.Node)
+        ]

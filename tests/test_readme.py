@@ -7,13 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench import correctness
 from bench.budget_rows import LABELS, read_results
 from bench.budget_summary import MARKS, RESULTS, latest, table_of
+from bench.correctness import lines_of
 from bench.networks import NETWORKS
+from bench.training_scripts import SCRIPTS
 from graphremat.options import Options
 from graphremat.versions import supported_torch_text
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -64,3 +68,11 @@ def test_the_table_of_budgets_is_what_was_measured() -> None:
     assert table.strip().splitlines() == table_of(rows)
     assert list(rows) == sorted(NETWORKS)
     assert all(len(of_one) == len(LABELS) for of_one in rows.values())
+
+
+def test_the_table_of_training_scripts_is_what_was_measured() -> None:
+    page = (ROOT / "docs" / "training_scripts.md").read_text()
+    lines = lines_of(correctness.latest(correctness.read_rows(correctness.RESULTS)))
+    assert {line[1] for line in lines} == set(SCRIPTS)
+    assert correctness.is_good(lines)
+    assert page == correctness.page_of(lines)
