@@ -91,7 +91,12 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
         Raises:
             Exception: the failure, where it is not known that the budget is kept.
         """
-        forward, backward = private.default_partition(gm, joint_inputs, **kwargs)
+        forward, backward = private.default_partition(
+            gm,
+            joint_inputs,
+            num_fwd_outputs=kwargs["num_fwd_outputs"],
+            static_lifetime_input_indices=kwargs.get("static_lifetime_input_indices"),
+        )
         budget = self.options.shared_bytes
         if budget is not None:
             try:

@@ -442,6 +442,17 @@ class TestWherePlanningFails:
         expected = torch.autograd.grad(model(x), list(model.parameters()))
         assert gradient_error(expected, [p.grad for p in model.parameters()]) <= 1e-6
 
+    @pytest.mark.inductor
+    @pytest.mark.parametrize("budget", [None, "1GiB"])
+    def test_it_is_a_warning_under_inductor_too(self, budget: object) -> None:
+        model, x = nn.Sequential(nn.Linear(16, 16), nn.Tanh()), torch.randn(8, 16)
+        with pytest.warns(UserWarning, match="could not plan a graph.*ZeroDivisionError: a bug"):
+            compiled(model, memory_budget=budget, on_failure="fallback", lowering="inductor")(
+                x
+            ).sum().backward()
+        expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+        assert gradient_error(expected, [p.grad for p in model.parameters()]) <= 1e-6
+
     def test_a_budget_in_bytes_is_never_broken(self) -> None:
         with pytest.raises(Exception, match="a bug"):
             compiled(Blocks(mlp), memory_budget="16KiB", on_failure="fallback")(torch.randn(8, 16))
