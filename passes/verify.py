@@ -57,8 +57,12 @@ def check_split(
 
 
 def _with_effects(module: fx.GraphModule) -> Counter[object]:
-    """How often each operator runs that draws random numbers, writes over an operand or may have another effect."""
-    return Counter(n.target for n in module.graph.nodes if n.op == "call_function" and effect_of(n))
+    """How often each operator runs that draws random numbers, writes over an operand or may have another effect.
+
+    Higher-order operators are left out: what the user marked to be drawn again runs inside some, with its state kept.
+    """
+    calls = (n for n in module.graph.nodes if n.op == "call_function")
+    return Counter(n.target for n in calls if isinstance(n.target, private.OpOverload) and effect_of(n))
 
 
 def _from_outside(node: fx.Node) -> bool:
