@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils import checkpoint as ckpt
 
 import graphremat
+from bench.training_scripts import SCRIPTS  # noqa: F401 (registers graphremat_scripts::cubed)
 from bench.training_scripts.annotations import Checkpointed, RegionBudget
 from graphremat.measure import measure_peak
 
@@ -75,3 +76,10 @@ def test_the_budget_of_a_region_is_kept_unless_it_is_ignored() -> None:
     assert tight.generated_peak_bytes < loose.generated_peak_bytes
     ignored = report_of(RegionBudget(0.0), annotations="ignore")
     assert ignored.generated_peak_bytes == loose.generated_peak_bytes
+
+
+def test_an_operator_of_unknown_effect_runs_again_where_the_user_asks_for_that() -> None:
+    def cubed(block: nn.Module, x: Tensor) -> Tensor:
+        return plain_checkpoint(lambda h: block(torch.ops.graphremat_scripts.cubed(h)), x)
+
+    assert report_of(Checkpointed(cubed), memory_budget=0.0).recomputed_ops > 0
