@@ -265,9 +265,14 @@ def _pareto(found: list[Candidate], most: int) -> tuple[Candidate, ...]:
         if not kept or candidate.replay.peak_bytes < kept[-1].replay.peak_bytes:
             kept.append(candidate)
     kept = with_recomputation_in_order(kept)
-    if len(kept) <= most:
-        return tuple(kept)
-    return tuple(kept[round(i * (len(kept) - 1) / (most - 1))] for i in range(most))
+    return _thinned(kept, most)
+
+
+def _thinned(plans: Sequence[Candidate], most: int) -> tuple[Candidate, ...]:
+    """At most ``most`` of the plans, spread evenly, both ends among them."""
+    if len(plans) <= most:
+        return tuple(plans)
+    return tuple(plans[round(i * (len(plans) - 1) / (most - 1))] for i in range(most))
 
 
 def _frugal(found: list[Candidate], kept: Sequence[Candidate], most: int) -> tuple[Candidate, ...]:
@@ -284,9 +289,7 @@ def _frugal(found: list[Candidate], kept: Sequence[Candidate], most: int) -> tup
         ):
             front.append(candidate)
     others = sorted(set(front) - set(kept), key=lambda c: (c.replay.seconds, -c.replay.saved_bytes))
-    if len(others) <= most:
-        return tuple(others)
-    return tuple(others[round(i * (len(others) - 1) / (most - 1))] for i in range(most))
+    return _thinned(others, most)
 
 
 def with_recomputation_in_order(plans: list[Candidate]) -> list[Candidate]:
