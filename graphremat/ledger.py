@@ -118,7 +118,8 @@ class Region:
     @property
     def saved_bytes(self) -> int:
         """By its plan, beyond inputs and outputs."""
-        return self.alternatives()[self.chosen].saved_bytes
+        report = self.report
+        return 0 if report is None else (*report.frontier, *report.frugal)[report.chosen].saved_bytes
 
     def alternatives(self) -> list[Alternative]:
         """All its plans, corrected by how far the peak of the code lies from the planned one."""
@@ -267,6 +268,9 @@ class Ledger:
             _take_the_lowest(regions, calls, plans, budget)
             return
         if worst <= budget and _seconds(calls, plans, best) >= (1 - LEAST_GAIN) * _seconds(calls, plans, now):
+            self.rounds[key] = (
+                MOST_ROUNDS  # settled: the next step, of the same calls and plans, would be no other
+            )
             return
         self.rounds[key] = round_ + 1
         changed = [region for region in regions if best[region] != now[region]]
