@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphremat
+from graphremat import ledger
 from graphremat.ledger import LEDGER
 from graphremat.measure import gradient_error, measure_peak
 
@@ -219,3 +220,13 @@ def test_shapes_that_vary_have_the_budget_each() -> None:
     for rows in (64, 128):
         model(torch.randn(rows, 64)).backward()
     assert not LEDGER.waiting
+
+
+def test_a_settled_step_is_not_divided_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, call = by_blocks(9 * MIB)
+    call(torch.randn(256, 64)).backward()
+    monkeypatch.setattr(ledger, "share", lambda *_: pytest.fail("divided again"))
+    call(torch.randn(256, 64)).backward()
+    (rounds,) = LEDGER.rounds.values()
+    assert rounds == ledger.MOST_ROUNDS
+    assert model.blocks[0].up.weight.grad is not None
