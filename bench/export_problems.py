@@ -23,7 +23,7 @@ from graphremat.partitioner import prices
 from graphremat.passes import torch_private as private
 from graphremat.passes.build import build_problem
 from graphremat.passes.classify import read_joint_graph
-from graphremat.passes.flops import default_size_hint
+from graphremat.passes.hints import default_size_hint
 from graphremat.passes.problem import Problem
 
 LOWERINGS = ("inductor", "aot_eager")

@@ -1,6 +1,7 @@
 """The account of a compilation: the report, the dumps, and the error that says why a budget cannot be kept."""
 
 import logging
+from collections.abc import Mapping
 
 from graphremat.candidates import Lowered
 from graphremat.choose import Aim, Choice
@@ -8,9 +9,11 @@ from graphremat.dumps import Dumps
 from graphremat.errors import BudgetInfeasible
 from graphremat.options import Options
 from graphremat.passes.cut import CutGraph
+from graphremat.passes.peak_formula import peak_formula
 from graphremat.passes.planner import Candidate, Frontier
 from graphremat.passes.problem import Problem
-from graphremat.report import FrontierPoint, Report, saved_table
+from graphremat.passes.torch_private import size_sources
+from graphremat.report import FrontierPoint, Report, SymbolicSize, saved_table
 from graphremat.truth import StepTruth
 from graphremat.units import format_bytes
 
@@ -55,9 +58,11 @@ def make_report(
     plan_seconds: float,
     dumps: Dumps,
     aim: Aim | None,
+    sizes: Mapping[str, int],
 ) -> Report:
     plans = (*frontier.candidates, *frontier.frugal)
     candidate = plans[choice.place]
+    sources = size_sources() if sizes else {}
 
     def point(place: int) -> FrontierPoint:
         run = plans[place].replay
@@ -96,6 +101,8 @@ def make_report(
         frontier=tuple(map(point, range(len(frontier.candidates)))),
         frugal=tuple(map(point, range(len(frontier.candidates), len(plans)))),
         chosen=choice.place,
+        sizes=tuple(SymbolicSize(name, size, sources.get(name, "")) for name, size in sizes.items()),
+        peak_formula=peak_formula(problem, candidate.plan) if problem.symbols else "",
         unfollowed=chosen.truth.unfollowed,
         dump_dir=None if dumps.folder is None else str(dumps.folder),
     )

@@ -10,12 +10,12 @@ import torch.fx as fx
 from graphremat.choose import Aim
 from graphremat.errors import GraphrematError
 from graphremat.fence import standing
-from graphremat.ledger import LEDGER, Region
+from graphremat.ledger import LEDGER
 from graphremat.lowering import copy_graph_module
 from graphremat.options import Options
 from graphremat.partitioner import Partitioner
 from graphremat.passes import torch_private as private
-from graphremat.report import Report
+from graphremat.region import Compiled, Region
 from graphremat.versions import is_supported_torch, supported_torch_text
 
 
@@ -44,8 +44,8 @@ def graphremat(
         )
     try:
         parsed = Options.parse(options)
-        if parsed.shared_bytes is None or any(isinstance(x, torch.SymInt) for x in example_inputs):
-            return _compile(gm, example_inputs, parsed)[0]
+        if parsed.shared_bytes is None:
+            return _compile(gm, example_inputs, parsed).run
         return _region(gm, example_inputs, parsed, parsed.shared_bytes)
     except GraphrematError as error:
         raise _through_dynamo(error) from error.__cause__
@@ -59,17 +59,24 @@ def _num_outputs(gm: fx.GraphModule) -> int:
 def _region(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, budget_bytes: int) -> Region:
     """The graph as one of several that share a budget; a copy of it is kept, to be compiled again."""
     kept = copy_graph_module(gm)
+    symbols = [private.symbol_of(x) for x in example_inputs]
+    context, traced = None, None
+    if any(symbols):
+        context, traced = private.tracing_context(), private.traced_inputs(gm)
 
-    def compile_(
-        inputs: Sequence[Any], aim: Aim, must_plan: bool
-    ) -> tuple[Callable[..., Any], Report | None]:
-        with private.tracing_anew():
-            return _compile(copy_graph_module(kept), inputs, options, aim, must_plan=must_plan)
+    def compile_first(inputs: Sequence[Any], aim: Aim, must_plan: bool) -> Compiled:
+        return _compile(gm, inputs, options, aim, must_plan=must_plan)
+
+    def compile_again(inputs: Sequence[Any], aim: Aim) -> Compiled:
+        with private.tracing_anew(context):
+            return _compile(copy_graph_module(kept), traced or inputs, options, aim, must_plan=True)
 
     return Region(
-        compile_,
+        compile_first,
+        compile_again,
         example_inputs,
         budget_bytes,
+        symbols=symbols,
         followed=private.ends_in_graph_break(gm),
         lowest_if_infeasible=options.on_infeasible == "min_peak",
         ledger=LEDGER,
@@ -83,14 +90,13 @@ def _compile(
     aim: Aim | None = None,
     *,
     must_plan: bool = False,
-) -> tuple[Callable[..., Any], Report | None]:
-    """What runs, and the report; None where torch took the code from a cache, or where there is no backward."""
+) -> Compiled:
     partitioner = Partitioner(options, num_user_outputs=_num_outputs(gm), aim=aim)
     if options.lowering == "aot_eager":
         run = _run_op_by_op(gm, example_inputs, partitioner)
     else:
         run = _compile_with_inductor(gm, example_inputs, partitioner, cached=not must_plan)
-    return run, partitioner.report
+    return partitioner.compiled(run)
 
 
 def _compile_with_inductor(

@@ -34,6 +34,8 @@ class Lowered:
     fence: Fence | None
     truth: StepTruth
     wrappers: tuple[str, str] | None
+    follow: Callable[[], StepTruth]
+    """The dry run anew, with the sizes that are assumed now."""
 
 
 @dataclass(eq=False)
@@ -68,7 +70,7 @@ class Lowering:
             self.options, forward, backward, fence, self.joint.num_forward_outputs, self.num_user_outputs
         )
         kept = fence if sources is not None else None
-        return Lowered(forward, backward, kept, self._followed(follow, candidate), sources)
+        return Lowered(forward, backward, kept, self._followed(follow, candidate), sources, follow)
 
     def _followed(self, follow: Callable[[], StepTruth], candidate: Candidate) -> StepTruth:
         """What ``follow`` finds, or the planner's word where the code does something that has no meaning without data:
@@ -116,7 +118,7 @@ def generate(
 
     def follow_code() -> StepTruth:
         return step_truth(
-            *codes,
+            *(code.at_assumed_sizes() for code in codes),
             forward_outputs=output_names(forward),
             num_user_outputs=outputs,
             num_mutated_inputs=mutated,

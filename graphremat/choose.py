@@ -27,11 +27,13 @@ class Aim:
         peak_bytes: the peak that its plan should have at most.
         saved_bytes: what its plan may save at most; None for any.
         most_bytes: where no plan has such a peak the lowest one is taken, unless even that is over this many bytes.
+        sizes: names and numbers of the symbolic sizes to plan for; empty for those with which the graph was traced.
     """
 
     peak_bytes: int
     saved_bytes: int | None = None
     most_bytes: int | None = None
+    sizes: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)

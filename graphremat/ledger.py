@@ -13,7 +13,6 @@ What it relies on of torch: the node behind an output of a compiled function hol
 has run, and lets them go then; see :func:`graphremat.passes.torch_private.compiled_node`.
 """
 
-import itertools
 import logging
 import threading
 import weakref
@@ -21,130 +20,20 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from graphremat.choose import Aim
 from graphremat.errors import BudgetInfeasible
 from graphremat.passes import torch_private as private
-from graphremat.report import Report
+from graphremat.region import FIRST_SHARE, Region, Sizes, Storages, address_of, tensors_of
 from graphremat.share import Alternative, Call, peaks, rooms, share
 from graphremat.units import format_bytes
 
 log = logging.getLogger("graphremat")
 
-FIRST_SHARE = 0.5
-"""Of the budget, for graphs that others may follow, while these are not known."""
 MOST_CALLS = 10_000
 """A step of more calls is not divided."""
 MOST_ROUNDS = 3
 """How often the budget of a step is divided anew while its calls stay the same."""
 LEAST_GAIN = 0.02
 """Share of a step's seconds that dividing anew must gain, by the model, to be worth compiling again."""
-
-Storages = dict[int, int]
-"""Address to bytes."""
-
-_numbers = itertools.count()
-
-
-Compile = Callable[[Sequence[Any], Aim, bool], tuple[Callable[..., Any], Report | None]]
-"""From inputs, an aim, and whether it must be planned rather than taken from a cache, to what runs and its report."""
-
-
-class Region:
-    """One graph under a budget in bytes: callable as the compiled graph is, and compiled again where that is needed."""
-
-    def __init__(
-        self,
-        compile_: Compile,
-        inputs: Sequence[Any],
-        budget_bytes: int,
-        *,
-        followed: bool,
-        lowest_if_infeasible: bool,
-        ledger: "Ledger",
-    ) -> None:
-        self.number = next(_numbers)
-        self.budget_bytes = budget_bytes
-        self.lowest_if_infeasible = lowest_if_infeasible
-        self.static: Storages = {}
-        """Parameters and buffers."""
-        self.gradients: Storages = {}
-        """Bytes of the gradients of those, under their addresses."""
-        self.aim: Aim | None = None
-        """What it is to be compiled for at its next call."""
-        self.over: BudgetInfeasible | None = None
-        """What it is to raise at its next call."""
-        self.frugal = False
-        """Whether it was compiled for saving least, in a step whose calls are not known yet."""
-        self.divided = False
-        """Whether its plan is one that all graphs of the step have agreed on."""
-        self._compile = compile_
-        self._ledger = ledger
-        held = ledger.held_bytes(map(_address, _tensors(inputs)))
-        peak = budget_bytes - held
-        if followed:
-            peak = min(peak, int(budget_bytes * FIRST_SHARE))
-        self.planned = bool(held)
-        """Whether planning was insisted on; without, torch's cache may give the code but no report."""
-        self.run, self.report = compile_(inputs, Aim(max(0, peak), most_bytes=budget_bytes), self.planned)
-
-    def __call__(self, *arguments: Any) -> Any:
-        made = self._ledger.begin(self, arguments)
-        try:
-            if self.over is not None:
-                error, self.over = self.over, None
-                raise error
-            if self.aim is not None:
-                aim, self.aim, self.planned = self.aim, None, True
-                self.run, self.report = self._compile(arguments, aim, True)
-            out = self.run(*arguments)
-        except BaseException:
-            self._ledger.forget(made)
-            raise
-        self._ledger.wait(self, made, arguments, out)
-        return out
-
-    @property
-    def chosen(self) -> int:
-        """The place of its plan among the alternatives."""
-        return 0 if self.report is None else self.report.chosen
-
-    @property
-    def peak_bytes(self) -> int:
-        """Of the code in place, with its inputs; the budget where torch took it from a cache."""
-        return self.budget_bytes if self.report is None else self.report.generated_peak_bytes
-
-    @property
-    def saved_bytes(self) -> int:
-        """By its plan, beyond inputs and outputs."""
-        report = self.report
-        return 0 if report is None else (*report.frontier, *report.frugal)[report.chosen].saved_bytes
-
-    def alternatives(self) -> list[Alternative]:
-        """All its plans, corrected by how far the peak of the code lies from the planned one."""
-        report = self.report
-        if report is None:  # nothing to plan
-            return [Alternative(0, 0, 0.0)]
-        planned = report.planned_peak_bytes - report.input_bytes
-        ratio = (report.generated_peak_bytes - report.input_bytes) / planned if planned > 0 else 1.0
-
-        def peak(point_bytes: int) -> int:
-            return report.input_bytes + round((point_bytes - report.input_bytes) * ratio)
-
-        return [
-            Alternative(peak(p.planned_peak_bytes), p.saved_bytes, p.step_seconds)
-            for p in (*report.frontier, *report.frugal)
-        ]
-
-    def note_static(self, arguments: Sequence[Any]) -> None:
-        """Parameters and buffers, and the gradients that they will have."""
-        if self.static:
-            return
-        for tensor in filter(private.is_static_input, _tensors(arguments)):
-            self.static[_address(tensor)] = tensor.untyped_storage().nbytes()
-            if tensor.requires_grad:
-                self.gradients[_address(tensor)] = tensor.nbytes
 
 
 @dataclass(eq=False)
@@ -162,7 +51,7 @@ class _Waiting:
         if self.held is None:
             node = self.node()
             saved = private.saved_tensors(node) if node is not None else ()
-            self.held = {_address(t): t.untyped_storage().nbytes() for t in saved}
+            self.held = {address_of(t): t.untyped_storage().nbytes() for t in saved}
             for address in self.region.static:
                 self.held.pop(address, None)
         return self.held
@@ -183,7 +72,7 @@ class Ledger:
 
     waiting: list[_Waiting] = field(default_factory=list)
     step: list[_Made] = field(default_factory=list)
-    rounds: dict[tuple[int, ...], int] = field(default_factory=dict)
+    rounds: dict[tuple[tuple[int, Sizes], ...], int] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def held_bytes(self, own: Iterable[int] = ()) -> int:
@@ -198,17 +87,22 @@ class Ledger:
 
     def begin(self, region: Region, arguments: Sequence[Any]) -> _Made:
         """A call begins. If it does not fit beside what others hold, its graph will be compiled to save least,
-        unless the budget has been divided with all calls known."""
+        unless the budget has been divided with all calls known. If its symbolic sizes are larger than all before and
+        do not fit, it will be compiled for them."""
         with self.lock:
             region.note_static(arguments)
             made = _Made(region)
+            grown = region.note_sizes(arguments)
+            if grown and region.peak_bytes > region.budget_bytes:
+                region.ask(region.budget_bytes, most_bytes=region.budget_bytes)
             if self.waiting:
-                made.held_bytes = self.held_bytes(map(_address, _tensors(arguments)))
+                made.held_bytes = self.held_bytes(map(address_of, tensors_of(arguments)))
                 made.saved_bytes = sum(call.saved_bytes for call in self.waiting)
                 room = region.budget_bytes - made.held_bytes
                 full = region.peak_bytes > room or made.held_bytes > FIRST_SHARE * region.budget_bytes
                 if full and not (region.frugal or region.divided or region.aim):
-                    region.aim, region.frugal = Aim(max(0, room), saved_bytes=0), True
+                    region.ask(room, saved_bytes=0)
+                    region.frugal = True
             if len(self.step) <= MOST_CALLS:
                 self.step.append(made)
             return made
@@ -229,8 +123,8 @@ class Ledger:
         with self.lock:
             self.waiting.append(call)
         weakref.finalize(node, self._close, call).atexit = False
-        kept = {_address(t) for t in (*_tensors(arguments), *_tensors(out))}
-        own = next((t for t in private.saved_tensors(node) if _address(t) not in kept), None)
+        kept = {address_of(t) for t in (*tensors_of(arguments), *tensors_of(out))}
+        own = next((t for t in private.saved_tensors(node) if address_of(t) not in kept), None)
         if own is not None:
             weakref.finalize(own, self._close, call).atexit = False
 
@@ -248,13 +142,13 @@ class Ledger:
     def _divide(self, step: Sequence[_Made]) -> None:
         """All calls of a step are known: whoever should have another plan is compiled again at its next call."""
         regions = list(dict.fromkeys(made.region for made in step))
-        key = tuple(made.region.number for made in step)
+        key = tuple((made.region.number, made.region.sizes) for made in step)
         round_ = self.rounds.get(key, 0)
         if round_ >= MOST_ROUNDS:
             return
         cached = [region for region in regions if region.report is None and not region.planned]
         for region in cached:
-            region.aim = Aim(region.budget_bytes, most_bytes=region.budget_bytes)
+            region.ask(region.budget_bytes, most_bytes=region.budget_bytes)
         if cached:
             return
         budget = min(region.budget_bytes for region in regions)
@@ -278,7 +172,7 @@ class Ledger:
             region.divided = True
         room = rooms(calls, plans, best, budget)
         for region in changed:
-            region.aim = Aim(room[region], plans[region][best[region]].saved_bytes)
+            region.ask(room[region], plans[region][best[region]].saved_bytes)
         log.info(
             "%d calls of %d graphs share %s: the worst moment was %s; %d graphs are compiled again",
             len(step),
@@ -344,16 +238,7 @@ def _take_the_lowest(
         region.divided = True
         if region.chosen != lowest[region]:
             plan = plans[region][lowest[region]]
-            region.aim = Aim(plan.peak_bytes, plan.saved_bytes)
-
-
-def _tensors(values: Any) -> list[torch.Tensor]:
-    found = values if isinstance(values, (tuple, list)) else (values,)
-    return [v for v in found if isinstance(v, torch.Tensor) and v.layout == torch.strided]
-
-
-def _address(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+            region.ask(plan.peak_bytes, plan.saved_bytes)
 
 
 LEDGER = Ledger()

@@ -8,14 +8,14 @@ overwrite saved tensors that alias no input, no user output and no gradient. The
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import torch
 from torch import fx
 
 from graphremat.errors import PlanningError
-from graphremat.passes.flops import default_size_hint
+from graphremat.passes.hints import default_size_hint
 from graphremat.passes.torch_private import (
     donates_buffers,
     first_user_output,
@@ -68,6 +68,7 @@ class GeneratedCode:
         source: the Python wrapper, kernels as text inside.
         inputs: one a placeholder, in order.
         output_strides: the strides that the real outputs will have; None where an output is no tensor.
+        values: what ``inputs`` describes, where that depends on symbolic sizes.
         constants: tensors that the wrapper reads as globals.
         namespace: other objects that the wrapper reads as globals.
         switched_off: entries of Inductor's configuration that are on for the real compile but were off here, since
@@ -76,10 +77,17 @@ class GeneratedCode:
 
     source: str
     inputs: tuple[TensorSpec | SymbolSpec, ...]
-    output_strides: tuple[tuple[int, ...] | None, ...]
+    output_strides: tuple[tuple[int | torch.SymInt, ...] | None, ...]
+    values: tuple[Any, ...] = ()
     constants: tuple[TensorSpec, ...] = ()
     namespace: tuple[tuple[str, Any], ...] = ()
     switched_off: tuple[str, ...] = ()
+
+    def at_assumed_sizes(self) -> "GeneratedCode":
+        """The same code with inputs of the sizes that are assumed now (:mod:`graphremat.passes.hints`)."""
+        if not self.values:
+            return self
+        return replace(self, inputs=describe_inputs([spec.name for spec in self.inputs], self.values))
 
 
 def generate_step_code(
@@ -162,6 +170,7 @@ def generate_code(
         source=code.source,
         inputs=describe_inputs(names, example_inputs),
         output_strides=code.output_strides,
+        values=tuple(example_inputs) if _has_symbols(example_inputs) else (),
         constants=tuple(
             _describe(name, tensor, index) for index, (name, tensor) in enumerate(code.constants.items())
         ),
@@ -190,7 +199,7 @@ def output_names(gm: fx.GraphModule) -> tuple[str | None, ...]:
 def restrided_values(
     forward: fx.GraphModule,
     backward: fx.GraphModule,
-    output_strides: Sequence[tuple[int, ...] | None],
+    output_strides: Sequence[tuple[int | torch.SymInt, ...] | None],
     num_forward_outputs: int,
 ) -> list[Any]:
     """The backward's placeholder values with the strides that the compiled forward gives the saved ones."""
@@ -204,10 +213,18 @@ def restrided_values(
     for node in backward.graph.find_nodes(op="placeholder"):
         value = node.meta["val"]
         stride = real_strides.get(node.name) if node.name in saved else None
-        if stride is not None and tuple(default_size_hint(step) for step in value.stride()) != stride:
+        if stride is not None and _hints(value.stride()) != _hints(stride):
             value = value.as_strided(value.size(), stride)
         values.append(value)
     return values
+
+
+def _hints(sizes: Sequence[int | torch.SymInt]) -> tuple[int, ...]:
+    return tuple(default_size_hint(size) for size in sizes)
+
+
+def _has_symbols(values: Sequence[Any]) -> bool:
+    return any(isinstance(value, torch.SymInt) for value in values)
 
 
 def donated_inputs(
@@ -254,8 +271,8 @@ def describe_inputs(
 def _describe(name: str, tensor: torch.Tensor, storage: int) -> TensorSpec:
     return TensorSpec(
         name=name,
-        shape=tuple(default_size_hint(size) for size in tensor.shape),
-        stride=tuple(default_size_hint(stride) for stride in tensor.stride()),
+        shape=_hints(tensor.shape),
+        stride=_hints(tensor.stride()),
         storage_offset=default_size_hint(tensor.storage_offset()),
         dtype=tensor.dtype,
         device=tensor.device,

@@ -11,8 +11,8 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,16 @@ from graphremat.passes import torch_private as private
 from graphremat.passes.build import Index, build_problem
 from graphremat.passes.classify import JointGraph, read_joint_graph
 from graphremat.passes.devices import Device, find_device
-from graphremat.passes.flops import default_size_hint
+from graphremat.passes.hints import assuming_sizes, default_size_hint
 from graphremat.passes.measure_device import device_of
 from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier, with_exact
 from graphremat.passes.problem import Problem
-from graphremat.passes.replay import Replay
+from graphremat.passes.replay import Replay, replay
 from graphremat.passes.schedule import schedule
 from graphremat.passes.verify import check_aliases, check_split
+from graphremat.region import Compiled
+from graphremat.share import Alternative
 from graphremat.truth import StepTruth
 
 log = logging.getLogger("graphremat")
@@ -56,29 +58,43 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
         self.aim = aim
         self.fence: Fence | None = None
         self.report: reporting.Report | None = None
+        self._result: Partition | None = None
+
+    def __getstate__(self) -> dict[str, object]:
+        """For torch's caches, which copy and pickle what patches Inductor's configuration: what decides the code."""
+        return {"options": self.options, "num_user_outputs": self.num_user_outputs, "aim": self.aim}
+
+    def compiled(self, run: Callable[..., Any]) -> Compiled:
+        """What was compiled to ``run``, and what is known of it."""
+        made = self._result
+        if made is None or made.problem is None or not made.problem.symbols:
+            return Compiled(run, self.report)
+        return Compiled(run, self.report, made.peak_at, made.alternatives_at)
 
     def __call__(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
     ) -> tuple[fx.GraphModule, fx.GraphModule]:
         graph = reporting.next_graph()
         try:
-            lowered, self.report = partition(
-                gm,
-                joint_inputs,
-                options=self.options,
-                aim=self.aim,
-                num_user_outputs=self.num_user_outputs,
-                num_forward_outputs=kwargs["num_fwd_outputs"],
-                static_lifetime_input_indices=kwargs.get("static_lifetime_input_indices"),
-                dumps=Dumps(self.options.dump_dir, graph),
-                graph=graph,
-            )
+            with assuming_sizes(dict(self.aim.sizes) if self.aim else {}):
+                self._result = partition(
+                    gm,
+                    joint_inputs,
+                    options=self.options,
+                    aim=self.aim,
+                    num_user_outputs=self.num_user_outputs,
+                    num_forward_outputs=kwargs["num_fwd_outputs"],
+                    static_lifetime_input_indices=kwargs.get("static_lifetime_input_indices"),
+                    dumps=Dumps(self.options.dump_dir, graph),
+                    graph=graph,
+                )
         except (BudgetInfeasible, OptionError, DumpError):
             raise
         except Exception as error:
             if self.options.on_failure == "error":
                 raise
             return self._without_recomputation(gm, joint_inputs, error, **kwargs)
+        self.report, lowered = self._result.report, self._result.lowered
         self.fence = lowered.fence
         return lowered.forward, lowered.backward
 
@@ -130,6 +146,31 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Partition:
+    """What came of a joint graph; ``report``, ``problem`` and ``plans`` are empty if it has no backward."""
+
+    lowered: Lowered
+    report: reporting.Report | None = None
+    problem: Problem | None = None
+    plans: tuple[Candidate, ...] = ()
+
+    def peak_at(self, sizes: Mapping[str, int]) -> int:
+        """The peak of the code for other symbolic sizes, in bytes: followed, or replayed where it cannot be."""
+        assert self.report is not None
+        if self.report.unfollowed:
+            return self.alternatives_at(sizes)[self.report.chosen].peak_bytes
+        with assuming_sizes(sizes):
+            return self.lowered.follow().peak_bytes
+
+    def alternatives_at(self, sizes: Mapping[str, int]) -> list[Alternative]:
+        """All plans, replayed with other symbolic sizes."""
+        assert self.problem is not None
+        problem = self.problem.at_sizes(sizes)
+        runs = ((c.replay.seconds, replay(problem, c.plan)) for c in self.plans)
+        return [Alternative(run.peak_bytes, run.saved_bytes, seconds) for seconds, run in runs]
+
+
 @cache
 def source_hash() -> str:
     """A hash of every source file of this package and of its passes, wherever an installation has put them."""
@@ -161,7 +202,7 @@ def partition(
     static_lifetime_input_indices: list[int] | None,
     dumps: Dumps,
     graph: int,
-) -> tuple[Lowered, reporting.Report | None]:
+) -> Partition:
     """The pipeline: classify, describe, plan, lower and look, choose, hand over.
 
     Raises:
@@ -179,7 +220,7 @@ def partition(
         )
     torchs = _torchs_graphs(joint, joint_inputs, static_lifetime_input_indices)
     if not joint.differentiates:
-        return _passed_through(*torchs), None
+        return Partition(_passed_through(*torchs))
     device = graph_device(gm)
     with _Stage("build the problem", dumps):
         problem, index = build_problem(
@@ -198,18 +239,28 @@ def partition(
         chosen = lowering.done[choice.place]
     if not choice.fits:
         _not_fitting(options, problem, choice, chosen.truth, aim)
-    candidate = (*frontier.candidates, *frontier.frugal)[choice.place]
+    plans = (*frontier.candidates, *frontier.frugal)
+    candidate = plans[choice.place]
     if options.verify and (choice.place > 0 or torchs_plan is None):
         with _Stage("verify", dumps):
             check_aliases(problem, index)
             check_split(problem, index, candidate.plan, chosen.forward, chosen.backward, joint)
     made = make_report(
-        options, problem, frontier, choice, chosen, graph, time.perf_counter() - started, dumps, aim
+        options,
+        problem,
+        frontier,
+        choice,
+        chosen,
+        graph,
+        time.perf_counter() - started,
+        dumps,
+        aim,
+        index.sizes,
     )
     write_dumps(dumps, problem, candidate, chosen, made)
     reporting.record(made)
     log.info("%s", made)
-    return chosen, made
+    return Partition(chosen, made, problem, plans)
 
 
 def _chosen(frontier: Frontier, lowering: Lowering, budget: int | float | None, aim: Aim | None) -> Choice:
@@ -275,7 +326,7 @@ def _torchs_graphs(
 
 def _passed_through(forward: fx.GraphModule, backward: fx.GraphModule) -> Lowered:
     nothing = StepTruth(0, 0, 0, 0, 0, 0, "nothing to plan", (), (), (), ())
-    return Lowered(forward, backward, None, nothing, None)
+    return Lowered(forward, backward, None, nothing, None, lambda: nothing)
 
 
 def saved_by(backward: fx.GraphModule, joint: JointGraph, problem: Problem, index: Index) -> list[int]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Kind, Problem
 from graphremat.passes.replay import Replay
+from graphremat.passes.sizes import evaluate
 from graphremat.units import format_bytes
 
 KEPT_REPORTS = 64
@@ -25,6 +26,17 @@ class FrontierPoint:
     step_seconds: float
     saved_bytes: int
     origin: str
+
+
+@dataclass(frozen=True)
+class SymbolicSize:
+    """A size that is not fixed: its name in the graph, what it was planned with, and what it is of, as Dynamo says it
+    (``L['x'].size()[0]``;
+    empty for one that depends on data)."""
+
+    name: str
+    planned: int
+    source: str
 
 
 @dataclass(frozen=True)
@@ -68,9 +80,28 @@ class Report:
     """Plans off the frontier that save less, for graphs that share a budget."""
     chosen: int
     """The place of the plan in the frontier, or behind it among the frugal ones."""
+    sizes: tuple["SymbolicSize", ...] = ()
+    """What the sizes of a graph that was compiled for any shape depend on."""
+    peak_formula: str = ""
+    """The planned peak as arithmetic over them; empty where all sizes are fixed. See :meth:`planned_peak_at`."""
     unfollowed: str = ""
     """Why the generated code could not be followed; its peak is then the planned one. Empty where it is the code's."""
     dump_dir: str | None = None
+
+    def planned_peak_at(self, **sizes: int) -> int:
+        """The planned peak in bytes for other sizes, by the names in :attr:`sizes`; what is not named stays.
+
+        Raises:
+            ValueError: a name is none of the graph's.
+        """
+        planned = {size.name: size.planned for size in self.sizes}
+        unknown = sorted(sizes.keys() - planned.keys())
+        if unknown:
+            known = ", ".join(f"{s.name} ({s.source or 'from the data'})" for s in self.sizes) or "none"
+            raise ValueError(f"no size of this graph is called {', '.join(unknown)}; its sizes are: {known}")
+        if not self.peak_formula:
+            return self.planned_peak_bytes
+        return int(evaluate(self.peak_formula, planned | sizes))
 
     def to_json(self) -> str:
         """The report as JSON text."""
@@ -91,6 +122,9 @@ class Report:
             f" {self.step_seconds * 1e3:.2f} ms (model)",
             f"  optimum    at most {self.gap:.2%} of the step below it, by the lower bound (model)",
         ]
+        if self.peak_formula:
+            planned = ", ".join(f"{s.name} = {s.planned} of {s.source or 'data'}" for s in self.sizes)
+            lines += [f"  sizes      {planned}", f"  formula    {self.peak_formula} bytes planned"]
         if self.unfollowed:
             lines.append(f"  not followed: the peak of the code is the planned one, since {self.unfollowed}")
         if self.exact_gap is not None:

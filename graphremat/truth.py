@@ -12,10 +12,12 @@ frees a value after the node that reads it last, and what no node reads at the e
 """
 
 import ast
+import itertools
 import operator
 import re
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -123,18 +125,16 @@ def step_truth(
     Raises:
         PlanningError: a wrapper does something that can't be followed without data.
     """
-    ledger = _Ledger(round_to_bytes, _counted_device((*forward.inputs, *backward.inputs)))
-    forward_program = _WrapperProgram(forward, ledger)
-    backward_program = _WrapperProgram(backward, ledger)
-    return _run_step(
-        ledger,
-        forward_program,
-        backward_program,
-        forward_outputs,
-        num_user_outputs,
-        num_mutated_inputs,
-        tangents_held,
-    )
+    found: list[StepTruth] = []
+    for branch in (True, False):
+        ledger = _Ledger(round_to_bytes, _counted_device((*forward.inputs, *backward.inputs)), branch)
+        programs = _WrapperProgram(forward, ledger), _WrapperProgram(backward, ledger)
+        found.append(
+            _run_step(ledger, *programs, forward_outputs, num_user_outputs, num_mutated_inputs, tangents_held)
+        )
+        if not ledger.asked:
+            break
+    return max(found, key=lambda truth: truth.peak_bytes)
 
 
 def dry_run_graphs(
@@ -255,6 +255,8 @@ class _Ledger:
 
     round_to_bytes: int
     device_type: str
+    branch: bool = True  # which way the code goes where that depends on data
+    asked: Counter[int] = field(default_factory=Counter)  # how often, by the line of the wrapper
     phase: Phase = "inputs"
     alive_bytes: int = 0
     recording: bool = True  # false when the step is over: what dies from then on is no event
@@ -286,6 +288,11 @@ class _Ledger:
         self._record(name, scratch, -1)
         if scratch:
             self._record(f"{name} (end)", -scratch, -2)
+
+    def decide(self, line: int) -> bool:
+        """Which way to go where the code asks the data. What keeps asking is a loop, and ends after two rounds."""
+        self.asked[line] += 1
+        return self.branch and self.asked[line] <= 2
 
     def device_of(self, values: Iterable[Any]) -> str:
         """Where the first known tensor among the values lies."""
@@ -358,7 +365,7 @@ RNG_STATE_BYTES = 5056
 class _Calls(TorchDispatchMode):
     """Sees every ATen call: sends what it would allocate to the meta device, and counts the storages it returns.
 
-    Of the higher-order operators it knows those that keep a random state and draw with it again."""
+    A flag that is read decides which way the code goes: see :meth:`_Ledger.decide`. Of the higher-order operators it knows those that keep a random state and draw with it again."""
 
     supports_higher_order_operators = True
 
@@ -372,6 +379,8 @@ class _Calls(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(func, HigherOrderOperator):
             return self._higher_order(func, args, kwargs)
+        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype is torch.bool:
+            return self.ledger.decide(_line_of_wrapper())
         devices = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.device)]
         if devices:
             meta = torch.device("meta")
@@ -482,14 +491,23 @@ _SOURCES: dict[str, list[str]] = {}
 
 def _assigned_name() -> str | None:
     """The variable that the wrapper line which is running now assigns to."""
+    source, line = _running()
+    match = _ASSIGNMENT.match(_SOURCES[source][line - 1]) if source else None
+    return match[1] if match else None
+
+
+def _line_of_wrapper() -> int:
+    return _running()[1]
+
+
+def _running() -> tuple[str, int]:
+    """The innermost wrapper that is running now, and its line; "" and 0 if none is."""
     frame = sys._getframe(1)
     while frame is not None:
-        lines = _SOURCES.get(frame.f_code.co_filename)
-        if lines is not None:
-            match = _ASSIGNMENT.match(lines[frame.f_lineno - 1])
-            return match[1] if match else None
+        if frame.f_code.co_filename in _SOURCES:
+            return frame.f_code.co_filename, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
-    return None
+    return "", 0
 
 
 def _absent_names(statement: ast.stmt, error: ImportError) -> list[str]:
@@ -648,18 +666,22 @@ class _GraphProgram:
 
     def run(self, arguments: list[Any]) -> list[Any]:
         """Walk the graph; `arguments` is emptied."""
+        with _Calls(self.ledger):
+            return self.walk(arguments)
+
+    def walk(self, arguments: list[Any]) -> list[Any]:
+        """The same where calls are seen already."""
         values: dict[fx.Node, Any] = dict(
             zip(self.gm.graph.find_nodes(op="placeholder"), arguments, strict=True)
         )
         arguments.clear()
-        with _Calls(self.ledger):
-            for node in self.gm.graph.nodes:
-                if node.op in {"placeholder", "output"}:
-                    continue
-                self.ledger.node = node.name
-                values[node] = self._evaluate(node, values)
-                for dead in self.dropped_after.get(node, ()):
-                    del values[dead]
+        for node in self.gm.graph.nodes:
+            if node.op in {"placeholder", "output"}:
+                continue
+            self.ledger.node = node.name
+            values[node] = self._evaluate(node, values)
+            for dead in self.dropped_after.get(node, ()):
+                del values[dead]
         self.ledger.node = None
         return [values[out] if isinstance(out, fx.Node) else out for out in output_nodes(self.gm)]
 
@@ -673,18 +695,44 @@ class _GraphProgram:
         try:
             return node.target(*args, **kwargs)
         except PlanningError:
+            if node.target is torch.ops.higher_order.invoke_subgraph:
+                return self._called_region(args)
             if node.meta.get("val") is None:
                 raise
             return self._as_traced(node)
 
+    def _called_region(self, args: Sequence[Any]) -> tuple[Any, ...]:
+        body, _, *operands = args
+        program = _GraphProgram(body, _described_placeholders(body), self.ledger)
+        program.hold_constants()
+        return tuple(program.walk(list(operands)))
+
     def _as_traced(self, node: fx.Node) -> Any:
         """New tensors like those that the node had when it was traced: for sizes that depend on data, and for operators
-        that hold graphs of their own. What such a graph takes while it runs is not counted."""
+        that hold graphs of their own, of which the one that takes the most is counted."""
         leaves, structure = tree_flatten(node.meta["val"])
+        bodies = [
+            self.constants.get(str(read.target)) for read in node.all_input_nodes if read.op == "get_attr"
+        ]
         with disable_current_modes():
+            inside = [self._inside(body) for body in bodies if isinstance(body, fx.GraphModule)]
             found = _materialize(describe_inputs([node.name] * len(leaves), leaves), self.ledger)
-        self.ledger.called(node.name)
+        self.ledger.called(node.name, max(inside, default=0))
         return tree_unflatten(found, structure)
+
+    def _inside(self, body: fx.GraphModule) -> int:
+        """What a graph takes while it runs, beyond its inputs and outputs."""
+        ledger = _Ledger(self.ledger.round_to_bytes, self.ledger.device_type)
+        program = _GraphProgram(body, _described_placeholders(body), ledger)
+        held = _materialize(program.inputs, ledger)
+        held += program.hold_constants()
+        before = ledger.serials_of(held)
+        input_bytes = ledger.alive_bytes
+        outputs = program.run(held[: len(program.inputs)])
+        output_bytes = ledger.bytes_of(outputs, without=before)
+        ledger.recording = False
+        peak = max(itertools.accumulate(change for _, _, change, _ in ledger.events))
+        return max(0, peak - input_bytes - output_bytes)
 
 
 def _last_uses(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:

@@ -2,7 +2,7 @@
 
 import operator
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
 import torch
@@ -12,8 +12,8 @@ from graphremat.passes import torch_private as private
 from graphremat.passes.classify import JointGraph
 from graphremat.passes.costs import op_cost
 from graphremat.passes.devices import Device
-from graphremat.passes.flops import SizeHint
 from graphremat.passes.garbage import garbage_left
+from graphremat.passes.hints import SizeHint, symbol_hints
 from graphremat.passes.kinds import op_name, problem_kind
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
 
@@ -40,6 +40,9 @@ class Index:
 
     views: tuple[bool, ...] = ()
     """For each op, whether it is a view or writes nothing."""
+
+    sizes: dict[str, int] = field(default_factory=dict)
+    """What each symbol is taken to be in the problem's sizes, by name."""
 
 
 @garbage_left()
@@ -74,6 +77,7 @@ class _Reader:
         self._op_node: list[fx.Node] = []
         self._storage_of: dict[int, int] = {}
         self._values = 0
+        self._sizes: dict[str, int] = {}
 
     def read(self, node: fx.Node) -> None:
         val = node.meta.get("val")
@@ -81,7 +85,7 @@ class _Reader:
             if isinstance(val, torch.Tensor):
                 tangent = node.op == "placeholder" and "tangents" in str(node.target)
                 holder = Holder.ENGINE if tangent else Holder.CALLER
-                storage = self._builder.storage(node.name, tensor_bytes(val, self._hint), holder)
+                storage = self._storage(node.name, val, holder)
                 self._add_value(node, storage, val)
         elif node.op == "call_function":
             self._read_call(node, val)
@@ -139,16 +143,15 @@ class _Reader:
 
     def _write(self, node: fx.Node, val: object) -> list[int]:
         if isinstance(val, torch.Tensor):
-            return [
-                self._add_value(node, self._builder.storage(node.name, tensor_bytes(val, self._hint)), val)
-            ]
+            return [self._add_value(node, self._storage(node.name, val), val)]
         if isinstance(val, (tuple, list)):
             results = []
             for position, part in enumerate(val):
                 if isinstance(part, torch.Tensor):
                     name = f"{node.name}.{position}"
-                    storage = self._builder.storage(name, tensor_bytes(part, self._hint))
-                    results.append(self._builder.value(name, storage, label=tensor_label(part, self._hint)))
+                    results.append(
+                        self._builder.value(name, self._storage(name, part), label=tensor_label(part))
+                    )
                     self._values += 1
                 else:
                     results.append(-1)
@@ -156,11 +159,13 @@ class _Reader:
             return [v for v in results if v >= 0]
         return []
 
+    def _storage(self, name: str, val: torch.Tensor, holder: Holder = Holder.GRAPH) -> int:
+        self._sizes |= symbol_hints((*val.shape, *val.stride()))
+        return self._builder.storage(name, tensor_bytes(val, self._hint), holder, tensor_bytes_text(val))
+
     def _add_value(self, node: fx.Node, storage: int, val: torch.Tensor) -> int:
         module, source = origin_of(node)
-        value = self._builder.value(
-            node.name, storage, label=tensor_label(val, self._hint), module=module, source=source
-        )
+        value = self._builder.value(node.name, storage, label=tensor_label(val), module=module, source=source)
         self._values += 1
         self._value_of[node] = value
         self._value_node[value] = node
@@ -181,6 +186,7 @@ class _Reader:
                 if op.kind is Kind.KERNEL and op.writes
             ),
             views=tuple(op.kind is Kind.VIEW or not op.writes for op in problem.ops),
+            sizes=dict(sorted(self._sizes.items())),
         )
         return problem, index
 
@@ -202,12 +208,23 @@ def tensor_bytes(val: torch.Tensor, size_hint: SizeHint) -> int:
     return (last + 1) * val.dtype.itemsize
 
 
-def tensor_label(val: torch.Tensor, size_hint: SizeHint) -> str:
-    """Dtype and shape in short, as ``f32[4, 256]``."""
+def tensor_bytes_text(val: torch.Tensor) -> str:
+    """The same, as arithmetic over symbols; "" where nothing about it is symbolic."""
+    sizes, strides = val.shape, val.stride()
+    if val.layout is not torch.strided or not any(isinstance(s, torch.SymInt) for s in (*sizes, *strides)):
+        return ""
+    if any(isinstance(size, int) and size == 0 for size in sizes):
+        return ""
+    last = sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    return private.size_text((last + 1) * val.dtype.itemsize)
+
+
+def tensor_label(val: torch.Tensor) -> str:
+    """Dtype and shape in short, as ``f32[4, 256]`` or ``f32[s77, 256]``."""
     short = (
         str(val.dtype).removeprefix("torch.").replace("float", "f").replace("int", "i").replace("bool", "b8")
     )
-    return f"{short}[{', '.join(str(size_hint(s)) for s in val.shape)}]"
+    return f"{short}[{', '.join(str(s) for s in val.shape)}]"
 
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')

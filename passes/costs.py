@@ -18,7 +18,8 @@ from torch import fx
 
 from graphremat.passes import problem
 from graphremat.passes.devices import Device
-from graphremat.passes.flops import SizeHint, default_size_hint, node_flops, shape_of
+from graphremat.passes.flops import node_flops, shape_of
+from graphremat.passes.hints import SizeHint, default_size_hint
 from graphremat.passes.kinds import NodeKind, argument, classify_kind, op_name, problem_kind, tensors_in
 
 # Cost of one output element in simple float32 operations (an addition), by operator.

@@ -11,23 +11,10 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import optimization_hint
 from torch.utils.flop_counter import flop_registry
 
+from graphremat.passes.hints import SizeHint, default_size_hint
 from graphremat.passes.kinds import argument, op_name, tensors_in
-
-UNKNOWN_SIZE = 4096
-"""Stands in for a symbolic size that has no hint; torch's partitioner assumes the same."""
-
-SizeHint = Callable[[Any], int]
-"""From a size (int or SymInt) to the int to price it with."""
-
-
-def default_size_hint(size: Any) -> int:
-    """The size itself, or the value with which a symbolic size was traced, without guarding on it."""
-    if isinstance(size, int):
-        return size
-    return int(optimization_hint(size, fallback=UNKNOWN_SIZE))
 
 
 def shape_of(node: Any, hint: SizeHint) -> tuple[int, ...]:

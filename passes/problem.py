@@ -19,13 +19,15 @@ without torch.
 """
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+
+from graphremat.passes.sizes import evaluate, symbols_of
 
 FORMAT = 1
 """Version of the JSON form; raised whenever an old dump would be misread."""
@@ -62,11 +64,13 @@ class Holder(str, Enum):
 
 @dataclass(frozen=True)
 class Storage:
-    """A block of device memory."""
+    """A block of device memory. Where its size is not fixed, ``size`` says what it depends on
+    (:mod:`graphremat.passes.sizes`), and ``size_bytes`` is what it was planned with."""
 
     name: str
     size_bytes: int
     holder: Holder = Holder.GRAPH
+    size: str = ""
 
 
 @dataclass(frozen=True)
@@ -252,6 +256,23 @@ class Problem:
         """Whether the value's storage is alive the whole step without being saved."""
         return self.storages[self.values[value].storage].holder is Holder.CALLER
 
+    @cached_property
+    def symbols(self) -> tuple[str, ...]:
+        """What the sizes of storages depend on, by name; empty where all are fixed."""
+        return tuple(sorted(frozenset().union(*(symbols_of(s.size) for s in self.storages if s.size))))
+
+    def at_sizes(self, sizes: Mapping[str, int]) -> "Problem":
+        """The same problem for other sizes; the seconds stay those that it was planned with.
+
+        Raises:
+            ValueError: a symbol has no number.
+        """
+        if not self.symbols:
+            return self
+        bytes_of = {text: max(0, evaluate(text, sizes)) for text in {s.size for s in self.storages} if text}
+        storages = (replace(s, size_bytes=bytes_of[s.size]) if s.size else s for s in self.storages)
+        return replace(self, storages=tuple(storages))
+
     def to_json(self) -> str:
         """The problem as JSON text, stable from run to run; :meth:`from_json` reads it."""
         body = {
@@ -274,7 +295,8 @@ class Problem:
             raise ValueError(f"not a problem of format {FORMAT}: found {found!r}")
         return Problem(
             storages=tuple(
-                Storage(s["name"], s["size_bytes"], Holder(s["holder"])) for s in body["storages"]
+                Storage(s["name"], s["size_bytes"], Holder(s["holder"]), s.get("size", ""))
+                for s in body["storages"]
             ),
             values=tuple(Value(**v) for v in body["values"]),
             ops=tuple(
@@ -339,9 +361,9 @@ class Builder:
         self._ops: list[Op] = []
         self._fuses = fuses
 
-    def storage(self, name: str, size_bytes: int, holder: Holder = Holder.GRAPH) -> int:
+    def storage(self, name: str, size_bytes: int, holder: Holder = Holder.GRAPH, size: str = "") -> int:
         """Add a storage and return its index."""
-        self._storages.append(Storage(name, int(size_bytes), holder))
+        self._storages.append(Storage(name, int(size_bytes), holder, size))
         return len(self._storages) - 1
 
     def value(self, name: str, storage: int, *, label: str = "", module: str = "", source: str = "") -> int:

@@ -4,13 +4,14 @@ One section a topic, each with what we rely on, so that a new torch release is c
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 from unittest.mock import patch
 
+import sympy
 import torch
 from torch._dynamo.backends.common import aot_autograd as aot_autograd
 from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
@@ -127,13 +128,13 @@ class WrapperCode:
 
     Attributes:
         source: the Python wrapper.
-        output_strides: strides of every output, in elements; None where an output is no tensor. Symbols by their hints.
+        output_strides: strides of every output, in elements; None where an output is no tensor.
         constants: tensors that the wrapper reads as globals, by name.
         namespace: other objects that the wrapper reads as globals (classes, script objects).
     """
 
     source: str
-    output_strides: tuple[tuple[int, ...] | None, ...]
+    output_strides: tuple[tuple[int | torch.SymInt, ...] | None, ...]
     constants: dict[str, torch.Tensor]
     namespace: dict[str, Any]
 
@@ -374,12 +375,63 @@ def inductor_wrapper_code(
     )
 
 
-def _output_strides(graph: Any, out: Any) -> tuple[int, ...] | None:
+def _output_strides(graph: Any, out: Any) -> tuple[int | torch.SymInt, ...] | None:
     from torch._inductor.ir import IRNode
 
     if not isinstance(out, IRNode) or not out.has_tensor_output():
         return None
-    return tuple(int(graph.sizevars.optimization_hint(stride)) for stride in out.get_layout().stride)
+    return tuple(_size(graph.sizevars, stride) for stride in out.get_layout().stride)
+
+
+def _size(sizevars: Any, size: Any) -> int | torch.SymInt:
+    expression = sizevars.remove_precomputed_replacements(sympy.sympify(size))
+    hint = int(sizevars.optimization_hint(expression))
+    if not expression.free_symbols:
+        return hint
+    return sizevars.shape_env.create_symintnode(expression, hint=hint)  # type: ignore[no-any-return]
+
+
+# ---- Symbolic sizes --------------------------------------------------------------------------------------------------
+# Relied on: a SymInt's node has its sympy expression and the ShapeEnv that knows its symbols; Inductor prints such an
+# expression as Python. The ShapeEnv of a TracingContext stays usable after the compilation that it was made for.
+
+
+def symbol_of(size: Any) -> str:
+    """The name of the symbol that a SymInt is; "" if it is an expression, or no SymInt."""
+    expression = size.node.expr if isinstance(size, torch.SymInt) else None
+    return str(expression.name) if expression is not None and expression.is_Symbol else ""
+
+
+def size_text(size: torch.SymInt | int) -> str:
+    """A size as Python's arithmetic over symbols; "" if it depends on none."""
+    from torch.utils._sympy.printers import PythonPrinter
+
+    if not isinstance(size, torch.SymInt) or not size.node.expr.free_symbols:
+        return ""
+    return str(PythonPrinter().doprint(size.node.expr))  # type: ignore[no-untyped-call]
+
+
+def hint_for(size: torch.SymInt, numbers: Mapping[str, int], unknown: int) -> int:
+    """What a SymInt is if its symbols have these numbers; others have their hints, or are ``unknown``. No guard."""
+    expression, env = size.node.expr, size.node.shape_env
+    known = {s: sympy.Integer(numbers[s.name]) for s in expression.free_symbols if s.name in numbers}
+    return int(env.optimization_hint(expression.xreplace(known), unknown))
+
+
+def hints_of_symbols(size: torch.SymInt, numbers: Mapping[str, int], unknown: int) -> dict[str, int]:
+    """The same for each of its symbols, by name."""
+    env = size.node.shape_env
+    return {
+        str(s.name): numbers[s.name] if s.name in numbers else int(env.optimization_hint(s, unknown))
+        for s in size.node.expr.free_symbols
+    }
+
+
+def size_sources() -> dict[str, str]:
+    """Where the symbols of the graph that is being compiled come from, in Dynamo's words."""
+    env = getattr(getattr(tracing_context(), "fake_mode", None), "shape_env", None)
+    sources = getattr(env, "var_to_sources", {})
+    return {symbol.name: found[0].name for symbol, found in sources.items() if found}
 
 
 # ---- Inductor: the way in --------------------------------------------------------------------------------------------
@@ -396,14 +448,39 @@ def autograd_cache(on: bool) -> Any:
     return config.patch(enable_autograd_cache=bool(config.enable_autograd_cache and on))
 
 
-def tracing_anew() -> AbstractContextManager[Any]:
-    """As Dynamo has it while a backend compiles, for a graph that is compiled again with real inputs: of fixed shapes.
+def tracing_context() -> Any:
+    """What Dynamo has in place while a backend compiles; None outside."""
+    return torch._guards.TracingContext.try_get()
+
+
+def traced_inputs(gm: torch.fx.GraphModule) -> list[Any]:
+    """The fake tensors and symbolic sizes with which Dynamo traced a graph, one for each placeholder."""
+    return [node.meta["example_value"] for node in gm.graph.find_nodes(op="placeholder")]
+
+
+@contextmanager
+def tracing_anew(context: Any = None) -> Iterator[None]:
+    """As Dynamo has it while a backend compiles, for a graph that is compiled again: in the context of its first
+    compilation, with the inputs of that, or in a new one with real inputs of fixed shapes.
 
     Without a tracing context FX keeps random ops that nothing reads, and AOTAutograd's graphs are other ones.
+
+    Raises:
+        RuntimeError: the code is only right for some sizes, which Dynamo, being done, would not check.
     """
     from torch._guards import TracingContext, tracing
 
-    return tracing(TracingContext.try_get() or TracingContext(FakeTensorMode()))
+    context = context or TracingContext.try_get() or TracingContext(FakeTensorMode())
+    env = context.fake_mode.shape_env
+    known = 0 if env is None else len(env.guards)
+    with tracing(context):
+        yield
+    added = [] if env is None else [str(guard.expr) for guard in env.guards[known:]]
+    if added:
+        raise RuntimeError(
+            f"the code would only be right where {' and '.join(added)}, which nobody would check: let the largest "
+            "shape come first"
+        )
 
 
 MOST_NODES_ABOVE = 4

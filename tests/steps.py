@@ -125,6 +125,10 @@ class _Partitioner(CustomPartitionerFn):
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
         return self.observed.partition(gm, joint_inputs, **kwargs)
 
+    def __deepcopy__(self, _: object) -> "_Partitioner":
+        """Torch copies its configuration; what was observed has fake tensors, which cannot be copied."""
+        return self
+
     def uuid(self) -> object:
         return id(self)
 

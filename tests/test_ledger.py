@@ -212,16 +212,6 @@ def test_nothing_of_a_step_is_kept_alive() -> None:
     assert gone() is None
 
 
-def test_shapes_that_vary_have_the_budget_each() -> None:
-    """Graphs over symbolic sizes are not compiled again, so they take no part."""
-    model = Blocks()
-    for block in model.blocks:
-        block.compile(backend="graphremat", options=options(9 * MIB), dynamic=True)
-    for rows in (64, 128):
-        model(torch.randn(rows, 64)).backward()
-    assert not LEDGER.waiting
-
-
 def test_a_settled_step_is_not_divided_again(monkeypatch: pytest.MonkeyPatch) -> None:
     model, call = by_blocks(9 * MIB)
     call(torch.randn(256, 64)).backward()
