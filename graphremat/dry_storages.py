@@ -188,7 +188,7 @@ class Calls(TorchDispatchMode):
 
 _ASSIGNMENT = re.compile(r"\s*([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")
 SOURCES: dict[str, list[str]] = {}
-"""Source lines of the wrappers that are running now, by file name: storages are named by the line that allocates them."""
+"""Source lines of the wrappers that are running now, by file name: storages are named by their lines."""
 
 
 def assigned_name() -> str | None:
