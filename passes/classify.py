@@ -5,6 +5,7 @@ marks which torch itself sets on a graph before it partitions (collectives, effe
 are set by torch's own functions.
 """
 
+import operator
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from graphremat.passes import torch_private as private
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.kinds import NodeKind, classify_kind, replays_from_seed
 from graphremat.passes.problem import Phase
+
+MARKED = "marked to be saved"
+TO_RECOMPUTE = "marked by the user to be recomputed"
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,9 +73,16 @@ def read_joint_graph(
         if node.op != "call_function" or phases[node] is Phase.BACKWARD:
             continue
         if private.must_recompute(node):
-            unsavable[node] = "marked by the user to be recomputed"
+            unsavable[node] = TO_RECOMPUTE
             continue
         reason = keep_reason(node)
+        if reason == MARKED and classify_kind(node) is NodeKind.VIEW:
+            base = _base_of(node)  # a view may run again: what is saved is its memory
+            if base.op == "call_function":
+                keep.setdefault(base, reason)
+                if unsavable.get(base) == TO_RECOMPUTE:
+                    del unsavable[base]
+            continue
         if not reason and any(operand in overwritten for operand in node.all_input_nodes):
             if classify_kind(node) is NodeKind.VIEW:
                 overwritten.add(node)
@@ -103,11 +114,21 @@ def read_by_memory(graph: fx.Graph) -> set[fx.Node]:
     """
     found: set[fx.Node] = set()
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided.default):
-        base = node.args[0]
-        while base.op == "call_function" and classify_kind(base) is NodeKind.VIEW:
-            base = base.all_input_nodes[0]
-        found.add(base)
+        found.add(_viewed(node.args[0]))
     return found
+
+
+def _viewed(node: fx.Node) -> fx.Node:
+    """What a view, or a view of a view, looks at; the node itself if it is none."""
+    while node.op == "call_function" and classify_kind(node) is NodeKind.VIEW:
+        node = node.all_input_nodes[0]
+    return node
+
+
+def _base_of(view: fx.Node) -> fx.Node:
+    """The node that makes what a view looks at."""
+    base = _viewed(view)
+    return base.all_input_nodes[0] if base.target is operator.getitem else base
 
 
 def keep_reason(node: fx.Node) -> str:
@@ -117,7 +138,7 @@ def keep_reason(node: fx.Node) -> str:
     what an opaque operator does is not known. What the user marked to be recomputed is not asked here.
     """
     if node.meta.get("recompute") == torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE:
-        return "marked to be saved"
+        return MARKED
     return effect_of(node)
 
 

@@ -97,10 +97,14 @@ torch.manual_seed(0)
 block = lambda: (torch.nn.Linear(32, 128), torch.nn.GELU(), torch.nn.Linear(128, 32))
 model = torch.nn.Sequential(*(part for _ in range(4) for part in block()))
 x = torch.randn(64, 32)
+sums = {}
 for budget in (None, 0.0):
+    model.zero_grad()
     run = torch.compile(model, backend="graphremat", options={"memory_budget": budget})
     run(x).square().mean().backward()
-print([r.saved_bytes for r in graphremat.reports()])
+    sums[budget] = [p.grad.double().sum().item() for p in model.parameters()]
+hits = {k: v for where in torch._dynamo.utils.counters.values() for k, v in where.items() if k.endswith("cache_hit")}
+print(([r.saved_bytes for r in graphremat.reports()], sums, hits))
 """
 
 
@@ -111,16 +115,18 @@ def test_a_changed_budget_gives_another_plan_with_caches_on(tmp_path: Path) -> N
     first = subprocess.run(
         [sys.executable, "-c", TWO_BUDGETS], env=environment, check=True, capture_output=True, text=True
     )
-    without, lowest = eval(first.stdout)
+    (without, lowest), sums, hits = eval(first.stdout)
     assert without > lowest
+    assert not hits
     second = subprocess.run(
         [sys.executable, "-c", TWO_BUDGETS.replace("(None, 0.0)", "(None, 0.5)")],
         env=environment, check=True, capture_output=True, text=True,
     )  # fmt: skip
-    (half,) = eval(
-        second.stdout
-    )  # the graph without a budget comes out of the cache and is not planned again
+    # the graph without a budget comes out of the cache and is not planned again
+    (half,), sums_again, hits_again = eval(second.stdout)
     assert lowest < half < without
+    assert hits_again == {"autograd_cache_hit": 1, "fxgraph_cache_hit": 2}
+    assert sums_again[None] == sums[None]
 
 
 def test_a_graph_of_torchs_that_would_be_wrong_is_not_handed_on() -> None:

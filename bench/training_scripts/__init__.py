@@ -4,10 +4,10 @@ A *script* builds its network, compiles with what it is given, trains a little a
 compilers. ``SCRIPTS["tied_weights"](lambda model, **options: torch.compile(model, **options))`` runs one.
 """
 
-from bench.training_scripts import annotations, forms, graphs, precision, processes, random_numbers
+from bench.training_scripts import annotations, forms, graphs, libraries, precision, processes, random_numbers
 from bench.training_scripts.parts import DRAWS, SCRIPTS, Compile, Script
 
-THEMES = (annotations, random_numbers, precision, forms, graphs, processes)
+THEMES = (annotations, random_numbers, precision, forms, graphs, processes, libraries)
 REFUSED = {"second_order_gradients", "flex_attention"}
 """What plain ``torch.compile`` refuses as well; flex attention on the CPU has no backward."""
 WRONG = {"a_buffer_that_is_read_and_then_overwritten"}

@@ -103,3 +103,23 @@ def region_budget(compile_: Compile) -> list[Tensor]:
     model = RegionBudget(0.1)
     call = compile_(model)
     return step(lambda _: model.body if call is model else call, model, torch.randn(16, 32))
+
+
+@script
+def a_view_that_checkpoints_share(compile_: Compile) -> list[Tensor]:
+    """Each block looks anew at one table, as rotary embeddings do: the compiler makes one view of it for all."""
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.scale = mlp(layers=3), nn.Parameter(torch.ones(32))
+
+        def forward(self, x: Tensor) -> Tensor:
+            table = torch.cos(self.scale * 2)
+            for layer in self.layers:
+                x = ckpt.checkpoint(
+                    lambda h, layer=layer: layer(h) * table.unsqueeze(0), x, use_reentrant=False
+                )
+            return x
+
+    return step(compile_, Model(), torch.randn(16, 32))
