@@ -9,6 +9,7 @@ from graphremat.dumps import Dumps
 from graphremat.errors import BudgetInfeasible
 from graphremat.options import Options
 from graphremat.passes.cut import CutGraph
+from graphremat.passes.measure_ops import MeasuredOps
 from graphremat.passes.peak_formula import peak_formula
 from graphremat.passes.planner import Candidate, Frontier
 from graphremat.passes.problem import Problem
@@ -59,6 +60,7 @@ def make_report(
     dumps: Dumps,
     aim: Aim | None,
     sizes: Mapping[str, int],
+    timed: MeasuredOps,
 ) -> Report:
     plans = (*frontier.candidates, *frontier.frugal)
     candidate = plans[choice.place]
@@ -101,6 +103,8 @@ def make_report(
         frontier=tuple(map(point, range(len(frontier.candidates)))),
         frugal=tuple(map(point, range(len(frontier.candidates), len(plans)))),
         chosen=choice.place,
+        timed_ops=timed.distinct,
+        timing_seconds=timed.took_seconds,
         sizes=tuple(SymbolicSize(name, size, sources.get(name, "")) for name, size in sizes.items()),
         peak_formula=peak_formula(problem, candidate.plan) if problem.symbols else "",
         unfollowed=chosen.truth.unfollowed,

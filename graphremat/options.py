@@ -54,6 +54,8 @@ class Options:
             that this would not keep is an error all the same), or raise
             :class:`~graphremat.errors.PlanningError` (``"error"``).
         annotations: ``"honour"`` or ``"ignore"`` what ``torch.utils.checkpoint`` asks for.
+        costs: price the graph's ops by formulas (``"model"``), or time its matrix products, convolutions and attentions
+            on the device (``"measure"``), once for each op and shape; what was timed is kept for the next compilation.
         device_costs: the device whose speed prices the ops; ``None`` is the device that the graph is on.
         max_plans: how many plans the frontier keeps.
         most_recomputations: how often one op may run again, at most; ``None`` for as often as a tight budget asks for.
@@ -73,6 +75,7 @@ class Options:
     on_infeasible: Literal["error", "min_peak"] = "error"
     on_failure: Literal["fallback", "error"] = "fallback"
     annotations: Literal["honour", "ignore"] = "honour"
+    costs: Literal["model", "measure"] = "model"
     device_costs: str | None = None
     max_plans: int = 64
     most_recomputations: int | None = 2
@@ -97,6 +100,11 @@ class Options:
             if not isinstance(name, str) or name not in _PARSERS:
                 raise OptionError(_unknown(name))
         values = {name: parse(name, mapping[name]) for name, parse in _PARSERS.items() if name in mapping}
+        if values.get("costs") == "measure" and values.get("device_costs") is not None:
+            raise OptionError(
+                "costs='measure' times ops on the device that the graph is on: device_costs, which names another "
+                "one, must be None"
+            )
         if values.get("dump_dir") is None:
             values["dump_dir"] = _dump_dir_of_environment()
         return cls(**values)
@@ -235,6 +243,7 @@ _PARSERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "on_infeasible": _one_of("error", "min_peak"),
         "on_failure": _one_of("fallback", "error"),
         "annotations": _one_of("honour", "ignore"),
+        "costs": _one_of("model", "measure"),
         "device_costs": _device_costs,
         "max_plans": _count(2, 256),
         "most_recomputations": _optional(_count(1, 1000)),

@@ -35,6 +35,7 @@ from graphremat.passes.classify import JointGraph, read_joint_graph
 from graphremat.passes.devices import Device, find_device
 from graphremat.passes.hints import assuming_sizes, default_size_hint
 from graphremat.passes.measure_device import device_of
+from graphremat.passes.measure_ops import MeasuredOps, measure_ops
 from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier, with_exact
 from graphremat.passes.problem import Problem
@@ -223,8 +224,16 @@ def partition(
         return Partition(_passed_through(*torchs))
     device = graph_device(gm)
     with _Stage("build the problem", dumps):
+        rates = prices(options, device)
+        timed = (
+            measure_ops(joint.module.graph, rates, device) if options.costs == "measure" else MeasuredOps()
+        )
         problem, index = build_problem(
-            joint, prices(options, device), fuses=options.lowering == "inductor", size_hint=default_size_hint
+            joint,
+            rates,
+            fuses=options.lowering == "inductor",
+            size_hint=default_size_hint,
+            measured=timed.seconds,
         )
         dumps.write("10-problem.json", problem.to_json)
     with _Stage("plan", dumps):
@@ -256,6 +265,7 @@ def partition(
         dumps,
         aim,
         index.sizes,
+        timed,
     )
     write_dumps(dumps, problem, candidate, chosen, made)
     reporting.record(made)

@@ -80,6 +80,10 @@ class Report:
     """Plans off the frontier that save less, for graphs that share a budget."""
     chosen: int
     """The place of the plan in the frontier, or behind it among the frugal ones."""
+    timed_ops: int = 0
+    """Distinct ops whose seconds were timed on the device, not priced by a formula (``costs="measure"``)."""
+    timing_seconds: float = 0.0
+    """What timing took in this compilation; 0.0 if all was known."""
     sizes: tuple["SymbolicSize", ...] = ()
     """What the sizes of a graph that was compiled for any shape depend on."""
     peak_formula: str = ""
@@ -122,6 +126,8 @@ class Report:
             f" {self.step_seconds * 1e3:.2f} ms (model)",
             f"  optimum    at most {self.gap:.2%} of the step below it, by the lower bound (model)",
         ]
+        if self.timed_ops:
+            lines.append(f"  timed      {self.timed_ops} distinct ops, in {self.timing_seconds:.2f} s")
         if self.peak_formula:
             planned = ", ".join(f"{s.name} = {s.planned} of {s.source or 'data'}" for s in self.sizes)
             lines += [f"  sizes      {planned}", f"  formula    {self.peak_formula} bytes planned"]

@@ -2,6 +2,7 @@
 
 import operator
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 
@@ -47,7 +48,12 @@ class Index:
 
 @garbage_left()
 def build_problem(
-    joint: JointGraph, device: Device, *, fuses: bool, size_hint: SizeHint
+    joint: JointGraph,
+    device: Device,
+    *,
+    fuses: bool,
+    size_hint: SizeHint,
+    measured: Mapping[fx.Node, float] | None = None,
 ) -> tuple[Problem, Index]:
     """Describe the joint graph as a :class:`Problem`.
 
@@ -56,19 +62,28 @@ def build_problem(
         device: the device whose prices hold.
         fuses: whether the lowering joins ops into kernels (Inductor does, ``aot_eager`` does not).
         size_hint: evaluates symbolic sizes.
+        measured: seconds of nodes that were timed, in place of their prices.
     """
-    reader = _Reader(joint, device, fuses, size_hint)
+    reader = _Reader(joint, device, fuses, size_hint, measured or {})
     for node in joint.module.graph.nodes:
         reader.read(node)
     return reader.finish()
 
 
 class _Reader:
-    def __init__(self, joint: JointGraph, device: Device, fuses: bool, size_hint: SizeHint) -> None:
+    def __init__(
+        self,
+        joint: JointGraph,
+        device: Device,
+        fuses: bool,
+        size_hint: SizeHint,
+        measured: Mapping[fx.Node, float],
+    ) -> None:
         self._joint = joint
         self._device = device
         self._fuses = fuses
         self._hint = size_hint
+        self._measured = measured
         self._builder = Builder(fuses=fuses)
         self._value_of: dict[fx.Node, int] = {}
         self._results: dict[fx.Node, list[int]] = {}
@@ -122,7 +137,7 @@ class _Reader:
                 writes=tuple(writes),
                 kind=kind,
                 phase=phase,
-                seconds=cost.seconds,
+                seconds=self._measured.get(node, cost.seconds),
                 fused_seconds=cost.arithmetic_seconds,
                 flops=cost.flops,
                 reads_many=op_name(node) in HEAVY_OPS,

@@ -10,21 +10,15 @@ import hashlib
 import logging
 import os
 import platform
-import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from graphremat.passes.cache import default_cache_dir, one_at_a_time, write_whole
 from graphremat.passes.devices import Device, UnknownDevice, find_device
 from graphremat.passes.torch_private import disable_current_modes
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: processes may measure at the same time there
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 
@@ -75,15 +69,6 @@ def device_of(device: torch.device, *, cache_dir: Path | None = None) -> Device:
     raise UnknownDevice(f"no prices for a device of type {device.type!r}: only cpu and cuda are known")
 
 
-def default_cache_dir() -> Path:
-    """``$GRAPHREMAT_CACHE``, else ``graphremat`` under ``$XDG_CACHE_HOME`` or ``~/.cache``."""
-    own = os.environ.get("GRAPHREMAT_CACHE")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "graphremat"
-
-
 def cpu_name() -> str:
     """The processor's model name, as the operating system gives it."""
     info = Path("/proc/cpuinfo")
@@ -109,32 +94,14 @@ def _cached(name: str, device: torch.device, cache_dir: Path | None) -> Device:
     remembered = _read(path)
     if remembered is not None:
         return remembered
-    with _one_at_a_time(path):
+    with one_at_a_time(path):
         remembered = _read(path)
         if remembered is not None:
             return remembered
         measured = measure(name, device)
-        _write(path, measured)
+        write_whole(path, measured.to_json() + "\n")
     # Every process must plan with the same numbers, so what is on disk counts.
     return _read(path) or measured
-
-
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Keep other processes from measuring at the same time: they would disturb each other, and get other numbers."""
-    if fcntl is None:
-        yield
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.with_suffix(".lock").open("w")
-    except OSError as error:
-        logger.debug("no lock for %s: %s", path, error)
-        yield
-        return
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # released when the file is closed
-        yield
 
 
 def _read(path: Path) -> Device | None:
@@ -146,21 +113,6 @@ def _read(path: Path) -> Device | None:
     except (OSError, ValueError, TypeError) as error:
         logger.warning("the cached measurement in %s cannot be used (%s): measuring again", path, error)
         return None
-
-
-def _write(path: Path, measured: Device) -> None:
-    """Put the file there whole or not at all."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            file.write(measured.to_json() + "\n")
-        temporary = Path(file.name)
-    except OSError as error:
-        logger.warning(
-            "the measurement of this device cannot be kept (%s); every process will measure again", error
-        )
-        return
-    temporary.replace(path)
 
 
 def measure(name: str, device: torch.device) -> Device:

@@ -161,6 +161,11 @@ def test_dump_dir_falls_back_to_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert Options.parse({}).dump_dir is None
 
 
+def test_ops_are_not_timed_here_for_a_device_that_is_elsewhere() -> None:
+    with pytest.raises(OptionError, match="device_costs, which names another one, must be None"):
+        Options.parse({"costs": "measure", "device_costs": "A100-40GB"})
+
+
 CHANGED = Options(
     memory_budget=0.5,
     memory_reserve=1,
@@ -169,6 +174,7 @@ CHANGED = Options(
     on_infeasible="min_peak",
     on_failure="error",
     annotations="ignore",
+    costs="measure",
     device_costs="A100-40GB",
     max_plans=2,
     most_recomputations=None,
