@@ -2,11 +2,13 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 import torch.fx as fx
 
+from graphremat.autotune import Autotuned
 from graphremat.choose import Aim
 from graphremat.errors import GraphrematError
 from graphremat.fence import standing
@@ -44,9 +46,12 @@ def graphremat(
         )
     try:
         parsed = Options.parse(options)
-        if parsed.shared_bytes is None:
+        if parsed.shared_bytes is None and parsed.autotune == 1:
             return _compile(gm, example_inputs, parsed).run
-        return _region(gm, example_inputs, parsed, parsed.shared_bytes)
+        graph = _Graph(gm, example_inputs, parsed)
+        if parsed.shared_bytes is not None:
+            return _region(gm, example_inputs, graph, parsed.shared_bytes)
+        return graph.tuned(_compile(gm, example_inputs, parsed, must_plan=True), None).run
     except GraphrematError as error:
         raise _through_dynamo(error) from error.__cause__
 
@@ -56,29 +61,56 @@ def _num_outputs(gm: fx.GraphModule) -> int:
     return len(returned) if isinstance(returned, (tuple, list)) else 1
 
 
-def _region(gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options, budget_bytes: int) -> Region:
-    """The graph as one of several that share a budget; a copy of it is kept, to be compiled again."""
-    kept = copy_graph_module(gm)
-    symbols = [private.symbol_of(x) for x in example_inputs]
-    context, traced = None, None
-    if any(symbols):
-        context, traced = private.tracing_context(), private.traced_inputs(gm)
+class _Graph:
+    """A graph as Dynamo gave it, kept to be compiled again. It holds on to no input."""
+
+    def __init__(self, gm: fx.GraphModule, example_inputs: Sequence[Any], options: Options) -> None:
+        self.options = options
+        self.symbols = [private.symbol_of(x) for x in example_inputs]
+        self._kept = copy_graph_module(gm)
+        self._context, self._traced = None, None
+        if any(self.symbols):
+            self._context, self._traced = private.tracing_context(), private.traced_inputs(gm)
+
+    def compile_again(self, inputs: Sequence[Any], aim: Aim) -> Compiled:
+        """With real inputs, or, where sizes are symbolic, those that it was traced with."""
+        with private.tracing_anew(self._context):
+            return _compile(
+                copy_graph_module(self._kept), self._traced or inputs, self.options, aim, must_plan=True
+            )
+
+    def tuned(self, compiled: Compiled, aim: Aim | None) -> Compiled:
+        """With other plans that take turns in the first steps, if that is asked for."""
+        report = compiled.report
+        if self.options.autotune == 1 or report is None or any(self.symbols):
+            return compiled
+
+        def compile_at(inputs: Sequence[Any], place: int) -> Compiled:
+            return self.compile_again(
+                inputs, replace(aim or Aim(report.generated_peak_bytes), place=place, most_bytes=None)
+            )
+
+        return replace(compiled, run=Autotuned(compiled, compile_at, self.options.autotune))
+
+
+def _region(gm: fx.GraphModule, example_inputs: Sequence[Any], graph: _Graph, budget_bytes: int) -> Region:
+    """The graph as one of several that share a budget."""
+    tunes = graph.options.autotune > 1
 
     def compile_first(inputs: Sequence[Any], aim: Aim, must_plan: bool) -> Compiled:
-        return _compile(gm, inputs, options, aim, must_plan=must_plan)
+        return graph.tuned(_compile(gm, inputs, graph.options, aim, must_plan=must_plan or tunes), aim)
 
     def compile_again(inputs: Sequence[Any], aim: Aim) -> Compiled:
-        with private.tracing_anew(context):
-            return _compile(copy_graph_module(kept), traced or inputs, options, aim, must_plan=True)
+        return graph.tuned(graph.compile_again(inputs, aim), aim)
 
     return Region(
         compile_first,
         compile_again,
         example_inputs,
         budget_bytes,
-        symbols=symbols,
+        symbols=graph.symbols,
         followed=private.ends_in_graph_break(gm),
-        lowest_if_infeasible=options.on_infeasible == "min_peak",
+        lowest_if_infeasible=graph.options.on_infeasible == "min_peak",
         ledger=LEDGER,
     )
 

@@ -28,12 +28,14 @@ class Aim:
         saved_bytes: what its plan may save at most; None for any.
         most_bytes: where no plan has such a peak the lowest one is taken, unless even that is over this many bytes.
         sizes: names and numbers of the symbolic sizes to plan for; empty for those with which the graph was traced.
+        place: the very plan of the frontier to take, whatever its peak.
     """
 
     peak_bytes: int
     saved_bytes: int | None = None
     most_bytes: int | None = None
     sizes: tuple[tuple[str, int], ...] = ()
+    place: int | None = None
 
 
 @dataclass(frozen=True)

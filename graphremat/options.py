@@ -64,6 +64,8 @@ class Options:
         exact_seconds: seconds that the exact solver may take to find a faster plan for the budget and to prove how fast
             one can be; ``None`` leaves it out. For the patient, on graphs of some dozens of ops.
         max_lowerings: how many plans are lowered to generated code, at most, to find one that fits.
+        autotune: how many plans under the budget take turns in the first steps; the fastest by the clock is kept. 1
+            leaves the choice to the model. Graphs of symbolic sizes are not tuned.
         fence: refuse the fusions that would run a recomputation earlier than planned.
         verify: how closely the result of every stage is checked.
     """
@@ -82,6 +84,7 @@ class Options:
     planner_seconds: float | None = None
     exact_seconds: float | None = None
     max_lowerings: int = 8
+    autotune: int = 1
     fence: bool = True
     verify: bool = True
 
@@ -250,6 +253,7 @@ _PARSERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "planner_seconds": _optional(_seconds),
         "exact_seconds": _optional(_seconds),
         "max_lowerings": _count(1, 64),
+        "autotune": _count(1, 16),
         "fence": _switch,
         "verify": _switch,
     }

@@ -279,6 +279,10 @@ def _chosen(frontier: Frontier, lowering: Lowering, budget: int | float | None, 
     Places of the frugal plans follow on those of the frontier.
     """
     plans = (*frontier.candidates, *frontier.frugal)
+    if aim is not None and aim.place is not None:
+        place = min(aim.place, len(frontier.candidates) - 1)
+        peak = lowering.truth(place, plans[place]).peak_bytes
+        return Choice(place, aim.peak_bytes, peak <= aim.peak_bytes, {place: peak})
     places, faster = list(range(len(frontier.candidates))), _as_fast_as_torchs(frontier)
     if aim is not None and aim.saved_bytes is not None:
         places, faster = _saving_at_most(aim.saved_bytes, plans), 0

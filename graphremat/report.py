@@ -29,6 +29,16 @@ class FrontierPoint:
 
 
 @dataclass(frozen=True)
+class TimedPlan:
+    """A plan by its place in the frontier, and the seconds of its step (forward and backward of the graph): by the
+    model, and the best of a few real ones."""
+
+    place: int
+    step_seconds: float
+    measured_seconds: float
+
+
+@dataclass(frozen=True)
 class SymbolicSize:
     """A size that is not fixed: its name in the graph, what it was planned with, and what it is of, as Dynamo says it
     (``L['x'].size()[0]``;
@@ -80,6 +90,8 @@ class Report:
     """Plans off the frontier that save less, for graphs that share a budget."""
     chosen: int
     """The place of the plan in the frontier, or behind it among the frugal ones."""
+    timed_plans: tuple["TimedPlan", ...] = ()
+    """Plans that took turns in real steps (``autotune``); the fastest of them was kept."""
     timed_ops: int = 0
     """Distinct ops whose seconds were timed on the device, not priced by a formula (``costs="measure"``)."""
     timing_seconds: float = 0.0
@@ -126,6 +138,12 @@ class Report:
             f" {self.step_seconds * 1e3:.2f} ms (model)",
             f"  optimum    at most {self.gap:.2%} of the step below it, by the lower bound (model)",
         ]
+        for timed in self.timed_plans:
+            kept = ", kept" if timed.place == self.chosen else ""
+            lines.append(
+                f"  timed      plan {timed.place}: {timed.measured_seconds * 1e3:.2f} ms a step,"
+                f" {timed.step_seconds * 1e3:.2f} ms by the model{kept}"
+            )
         if self.timed_ops:
             lines.append(f"  timed      {self.timed_ops} distinct ops, in {self.timing_seconds:.2f} s")
         if self.peak_formula:

@@ -181,6 +181,7 @@ CHANGED = Options(
     planner_seconds=1.0,
     exact_seconds=1.0,
     max_lowerings=1,
+    autotune=2,
     fence=False,
     verify="off",
 )
