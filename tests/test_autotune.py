@@ -22,7 +22,7 @@ def _fresh() -> Iterator[None]:
 class Layers(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(3))
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
