@@ -94,7 +94,7 @@ class Ledger:
             made = _Made(region)
             grown = region.note_sizes(arguments)
             if grown and region.peak_bytes > region.budget_bytes:
-                region.ask(region.budget_bytes, most_bytes=region.budget_bytes)
+                region.ask_for_larger_sizes()
             if self.waiting:
                 made.held_bytes = self.held_bytes(map(address_of, tensors_of(arguments)))
                 made.saved_bytes = sum(call.saved_bytes for call in self.waiting)

@@ -159,10 +159,14 @@ class Partition:
     def peak_at(self, sizes: Mapping[str, int]) -> int:
         """The peak of the code for other symbolic sizes, in bytes: followed, or replayed where it cannot be."""
         assert self.report is not None
-        if self.report.unfollowed:
-            return self.alternatives_at(sizes)[self.report.chosen].peak_bytes
-        with assuming_sizes(sizes):
-            return self.lowered.follow().peak_bytes
+        if not self.report.unfollowed:
+            try:
+                with assuming_sizes(sizes):
+                    return self.lowered.follow().peak_bytes
+            except Exception as error:
+                log.info("for the sizes %s the peak is the planner's: %s", dict(sizes), error)
+                log.debug("following the code failed", exc_info=error)
+        return self.alternatives_at(sizes)[self.report.chosen].peak_bytes
 
     def alternatives_at(self, sizes: Mapping[str, int]) -> list[Alternative]:
         """All plans, replayed with other symbolic sizes."""

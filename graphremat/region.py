@@ -9,7 +9,6 @@ its first compilation, with the inputs of that (``tests/test_symbolic_sizes.py``
 """
 
 import itertools
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -120,7 +119,8 @@ class Region:
         """Whether its plan is one that all graphs of the step have agreed on."""
         self._compile = compile_again
         self._ledger = ledger
-        self._asked: Counter[Sizes] = Counter()
+        self._outgrown: set[Sizes] = set()
+        """Sizes that it was compiled again for, since they did not fit."""
         held = ledger.held_bytes(map(address_of, tensors_of(inputs)))
         peak = budget_bytes - held
         if followed:
@@ -192,18 +192,23 @@ class Region:
             ]
         else:
             plans = self.compiled.alternatives(self.sizes)
-        ratio = self.peak_bytes / max(1, plans[report.chosen].peak_bytes)
-        return [replace(plan, peak_bytes=round(plan.peak_bytes * ratio)) for plan in plans]
+        fixed = report.input_bytes
+        planned = plans[report.chosen].peak_bytes - fixed
+        ratio = (self.peak_bytes - fixed) / planned if planned > 0 else 1.0
+        return [replace(plan, peak_bytes=fixed + round((plan.peak_bytes - fixed) * ratio)) for plan in plans]
 
     def ask(self, peak_bytes: int, saved_bytes: int | None = None, most_bytes: int | None = None) -> None:
-        """Have it compiled again at its next call, for its worst sizes.
-
-        Sizes that it was compiled for before, and no longer fits, get the lowest plan: two shapes must not take turns.
-        """
-        self._asked[self.sizes] += 1
-        if self.symbols and self._asked[self.sizes] > MOST_PLANS_OF_SIZES:
-            peak_bytes = 0
+        """Have it compiled again at its next call, for its worst sizes."""
         self.aim = Aim(max(0, peak_bytes), saved_bytes, most_bytes, self.sizes)
+
+    def ask_for_larger_sizes(self) -> None:
+        """Have it compiled again for its worst sizes, which do not fit now.
+
+        Sizes that it was compiled for before get the lowest plan: two shapes must not take turns.
+        """
+        again = self.sizes in self._outgrown
+        self._outgrown.add(self.sizes)
+        self.ask(0 if again else self.budget_bytes, most_bytes=self.budget_bytes)
 
     def note_sizes(self, arguments: Sequence[Any]) -> bool:
         """Take notice of a call's symbolic sizes; whether they have a higher peak than all before."""
@@ -228,9 +233,6 @@ class Region:
             if tensor.requires_grad:
                 self.gradients[address_of(tensor)] = tensor.nbytes
 
-
-MOST_PLANS_OF_SIZES = 2
-"""How often a graph is planned for the same symbolic sizes before it takes its lowest plan for them."""
 
 _numbers = itertools.count()
 
