@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from rich.table import Table
 from torch import Tensor
 
 from bench.sources import digest_of
-from bench.training_scripts import DRAWS, SCRIPTS, THEMES, Compile
+from bench.training_scripts import DRAWS, NEEDS, SCRIPTS, THEMES, Compile
 from graphremat.measure import MeasurementError, gradient_error
 from graphremat.passes import torch_private as private
 
@@ -171,7 +172,12 @@ def latest(rows: Sequence[Row]) -> list[Row]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measures what is missing and prints the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.correctness", description=__doc__)
-    parser.add_argument("--scripts", default=",".join(SCRIPTS), help="comma-separated (default: all)")
+    here = [name for name in SCRIPTS if name not in NEEDS or find_spec(NEEDS[name])]
+    parser.add_argument(
+        "--scripts",
+        default=",".join(here),
+        help="comma-separated (default: all whose libraries are installed)",
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON lines (default: %(default)s)")
     parser.add_argument("--page", type=Path, help="where to write the table as a page of Markdown")
     chosen = parser.parse_args(arguments)

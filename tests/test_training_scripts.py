@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 import graphremat
-from bench.training_scripts import DRAWS, REFUSED, SCRIPTS, WRONG, Compile
+from bench.training_scripts import DRAWS, NEEDS, REFUSED, SCRIPTS, WRONG, Compile
 
 
 def run(name: str, compile_: Compile) -> list[Tensor] | type[Exception]:
     """What the script returns, or the class of what it raises."""
+    if name in NEEDS:
+        pytest.importorskip(NEEDS[name])
     torch.compiler.reset()
     torch.manual_seed(0)
     try:

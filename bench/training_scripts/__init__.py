@@ -5,7 +5,7 @@ compilers. ``SCRIPTS["tied_weights"](lambda model, **options: torch.compile(mode
 """
 
 from bench.training_scripts import annotations, forms, graphs, libraries, precision, processes, random_numbers
-from bench.training_scripts.parts import DRAWS, SCRIPTS, Compile, Script
+from bench.training_scripts.parts import DRAWS, NEEDS, SCRIPTS, Compile, Script
 
 THEMES = (annotations, random_numbers, precision, forms, graphs, processes, libraries)
 REFUSED = {"second_order_gradients", "flex_attention"}
@@ -13,4 +13,4 @@ REFUSED = {"second_order_gradients", "flex_attention"}
 WRONG = {"a_buffer_that_is_read_and_then_overwritten"}
 """Where plain ``torch.compile`` gives wrong gradients without a word (torch 2.13.0)."""
 
-__all__ = ["DRAWS", "REFUSED", "SCRIPTS", "THEMES", "WRONG", "Compile", "Script"]
+__all__ = ["DRAWS", "NEEDS", "REFUSED", "SCRIPTS", "THEMES", "WRONG", "Compile", "Script"]

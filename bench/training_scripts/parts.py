@@ -12,6 +12,8 @@ Script = Callable[[Compile], list[Tensor]]
 SCRIPTS: dict[str, Script] = {}
 DRAWS: set[str] = set()
 """Scripts that draw random numbers inside what is compiled."""
+NEEDS: dict[str, str] = {}
+"""The library that a script needs, where it needs one."""
 
 
 def script(function: Script) -> Script:
