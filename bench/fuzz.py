@@ -260,7 +260,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         def run(case: Case) -> None:
             try:
                 outcome = check(case)
-            except Exception:
+            except Exception as error:
+                if not failed:
+                    count = sum(counts.values())
+                    progress.console.print(
+                        f"case {count}: {type(error).__name__}: {error}\n{case}\nshrinking"
+                    )
                 failed.append(case)
                 raise
             finally:

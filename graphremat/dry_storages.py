@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from graphremat.errors import PlanningError
 from graphremat.lowering import SymbolSpec, TensorSpec, describe_inputs, placeholder_values
-from graphremat.passes.torch_private import HigherOrderOperator, storage_key
+from graphremat.passes.torch_private import HigherOrderOperator, disable_current_modes, storage_key
 from graphremat.scratch import scratch_bytes
 
 Phase: TypeAlias = Literal["inputs", "forward", "backward"]
@@ -175,15 +175,25 @@ class Calls(TorchDispatchMode):
         return result
 
     def _higher_order(self, func: HigherOrderOperator, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Operators that keep a random state and draw with it again: what they draw is seen like any other call."""
         match func.name():
             case "run_and_save_rng_state":
-                drawn = args[0](*args[1:], **kwargs)
-                return torch.empty(RNG_STATE_BYTES, dtype=torch.uint8, device="cpu"), drawn
+                return self._random_state(), self.__torch_dispatch__(args[0], (), args[1:], kwargs)
             case "run_with_rng_state":
-                return args[1](*args[2:], **kwargs)
+                before = self._random_state()  # put back afterwards
+                drawn = self.__torch_dispatch__(args[1], (), args[2:], kwargs)
+                del before
+                return drawn
             case "graphsafe_run_with_rng_state":
-                return args[0](*args[1:], **{k: v for k, v in kwargs.items() if k != "rng_state"})
+                kwargs = {name: value for name, value in kwargs.items() if name != "rng_state"}
+                return self.__torch_dispatch__(args[0], (), args[1:], kwargs)
         raise PlanningError(f"{func.name()} can't be followed without data")
+
+    def _random_state(self) -> torch.Tensor:
+        with disable_current_modes():
+            state = torch.empty(RNG_STATE_BYTES, dtype=torch.uint8, device="meta")
+        self.log.track(state, self.log.node or "random state", "cpu")
+        return state
 
 
 _ASSIGNMENT = re.compile(r"\s*([A-Za-z_]\w*(?:, [A-Za-z_]\w*)*) = ")

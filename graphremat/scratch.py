@@ -120,7 +120,13 @@ def _exact_itemsize(tensor: torch.Tensor) -> int:
     return max(4, tensor.element_size())
 
 
+def _dropout(args: Sequence[Any]) -> int:
+    """The mask, which is boolean, as numbers of the input's dtype: what the CPU multiplies with."""
+    return int(args[0].numel() * args[0].element_size()) if args[1] and args[2] is not False else 0
+
+
 _MODELS: dict[str, Callable[[Sequence[Any]], int]] = {
     "aten._scaled_dot_product_flash_attention_for_cpu.default": _flash_attention,
     "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": _flash_attention_backward,
+    "aten.native_dropout.default": _dropout,
 }

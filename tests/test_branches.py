@@ -3,6 +3,8 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 import graphremat
 from graphremat.measure import measure_peak
@@ -44,6 +46,22 @@ class Nested(nn.Module):
         return x.square().mean()
 
 
+class CheckpointedDropout(nn.Module):
+    """Dropout inside of checkpoints: the compiler keeps the state of the random generator."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        def block(layer: nn.Module, x: Tensor) -> Tensor:
+            return F.dropout(torch.tanh(layer(x)), 0.5)
+
+        for layer in self.layers:
+            x = x + checkpoint(block, layer, x, use_reentrant=False)
+        return x.square().mean()
+
+
 def promised_and_measured(model: nn.Module, x: Tensor, lowering: str) -> tuple[int, int]:
     torch.compiler.reset()
     options = {"lowering": lowering, "on_failure": "error"}
@@ -76,3 +94,8 @@ def test_the_branch_that_takes_more_is_counted(lowering: str) -> None:
 def test_what_a_nested_region_takes_inside_is_counted(lowering: str) -> None:
     promised, measured = promised_and_measured(Nested(), torch.randn(256, 64), lowering)
     assert promised == measured > 2_000_000
+
+
+def test_what_a_kept_random_state_draws_is_counted() -> None:
+    promised, measured = promised_and_measured(CheckpointedDropout(), torch.randn(8, 64, 64), "aot_eager")
+    assert promised == measured
