@@ -66,8 +66,8 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
         return {"options": self.options, "num_user_outputs": self.num_user_outputs, "aim": self.aim}
 
     def compiled(self, run: Callable[..., Any]) -> Compiled:
-        """What was compiled to ``run``, and what is known of it."""
-        made = self._result
+        """What was compiled to ``run``, and what is known of it; torch keeps the partitioner, which forgets it."""
+        made, self._result = self._result, None
         if made is None or made.problem is None or not made.problem.symbols:
             return Compiled(run, self.report)
         return Compiled(run, self.report, made.peak_at, made.alternatives_at)
