@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -17,14 +17,7 @@ from graphremat.measure import gradient_error, measure_peak
 MIB = 1 << 20
 
 
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    LEDGER.rounds.clear()
-    yield
-    gc.collect()
-    assert not LEDGER.waiting
-    assert not LEDGER.step
+pytestmark = pytest.mark.usefixtures("fresh_ledger")
 
 
 class Block(nn.Module):

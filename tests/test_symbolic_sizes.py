@@ -1,7 +1,6 @@
 """Graphs of symbolic sizes: peaks for any shape, and budgets that hold for shapes which come later."""
 
-import gc
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 import graphremat
-from graphremat.ledger import LEDGER
 from graphremat.measure import gradient_error, measure_peak
 from graphremat.passes.peak_formula import peak_formula
 from graphremat.passes.plan import Plan
@@ -17,14 +15,7 @@ from graphremat.passes.problem import Problem
 from graphremat.passes.replay import replay
 from graphremat.passes.sizes import evaluate, symbols_of
 
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    LEDGER.rounds.clear()
-    yield
-    gc.collect()
-    assert not LEDGER.waiting
+pytestmark = pytest.mark.usefixtures("fresh_ledger")
 
 
 class Layer(nn.Module):
