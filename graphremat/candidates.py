@@ -12,11 +12,12 @@ from graphremat.fence import Fence, make_fence, standing
 from graphremat.lowering import generate_step_code, output_names
 from graphremat.options import Options
 from graphremat.passes import torch_private as private
+from graphremat.passes.buffers import keep_buffers
 from graphremat.passes.build import Index
 from graphremat.passes.classify import JointGraph
 from graphremat.passes.planner import Candidate
 from graphremat.passes.problem import Problem
-from graphremat.passes.split import recomputed_names, split_joint_graph
+from graphremat.passes.split import split_joint_graph
 from graphremat.truth import StepTruth, dry_run_graphs, replayed_truth, step_truth
 
 log = logging.getLogger("graphremat")
@@ -57,8 +58,11 @@ class Lowering:
             forward, backward = self.torchs
         else:
             forward, backward = split_joint_graph(self.joint, self.problem, self.index, candidate.plan)
-            again = recomputed_names(self.problem, self.index, candidate.plan)
-            fence = make_fence(backward, again, self.index.kernels) if self.options.fence else None
+            if self.options.lowering == "inductor":
+                keep_buffers(forward)
+                keep_buffers(backward)
+            recomputes = bool(candidate.plan.recomputed(self.problem))
+            fence = make_fence(backward, self.index.kernels) if recomputes and self.options.fence else None
         self.done[place] = self._lower(forward, backward, fence, candidate)
         return self.done[place].truth
 

@@ -10,12 +10,13 @@ import torch
 import torch.fx as fx
 
 from graphremat.passes import torch_private as private
+from graphremat.passes.buffers import is_mask
 from graphremat.passes.classify import JointGraph
 from graphremat.passes.costs import op_cost
 from graphremat.passes.devices import Device
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.hints import SizeHint, symbol_hints
-from graphremat.passes.kinds import op_name, problem_kind
+from graphremat.passes.kinds import op_name, problem_kind, tensors_in
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
 
 HEAVY_OPS = frozenset({"aten.exp", "aten.sigmoid"})
@@ -122,9 +123,8 @@ class _Reader:
         reads = self._reads(node)
         cost = op_cost(node, self._device, self._hint)
         kind = problem_kind(node)
-        if kind is Kind.VIEW and reads and isinstance(val, torch.Tensor):
-            storage = self._builder.storage_of(reads[0])
-            writes = [self._add_value(node, storage, val)]
+        if kind is Kind.VIEW and reads and tensors_in(val):
+            writes = self._write(node, val, self._builder.storage_of(reads[0]))
         else:
             kind = kind if self._fuses and kind is not Kind.VIEW else Kind.KERNEL
             writes = self._write(node, val)
@@ -140,7 +140,8 @@ class _Reader:
                 seconds=self._measured.get(node, cost.seconds),
                 fused_seconds=cost.arithmetic_seconds,
                 flops=cost.flops,
-                reads_many=op_name(node) in HEAVY_OPS,
+                reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
+                relays=_relays(node),
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, ""),
             )
@@ -156,17 +157,20 @@ class _Reader:
                 reads.extend(v for v in self._results[operand] if v >= 0)
         return reads
 
-    def _write(self, node: fx.Node, val: object) -> list[int]:
+    def _write(self, node: fx.Node, val: object, seen: int | None = None) -> list[int]:
+        """The results of a node: views of the storage ``seen``, or each in a storage of its own."""
+
+        def storage(name: str, part: torch.Tensor) -> int:
+            return self._storage(name, part) if seen is None else seen
+
         if isinstance(val, torch.Tensor):
-            return [self._add_value(node, self._storage(node.name, val), val)]
+            return [self._add_value(node, storage(node.name, val), val)]
         if isinstance(val, (tuple, list)):
             results = []
             for position, part in enumerate(val):
                 if isinstance(part, torch.Tensor):
                     name = f"{node.name}.{position}"
-                    results.append(
-                        self._builder.value(name, self._storage(name, part), label=tensor_label(part))
-                    )
+                    results.append(self._builder.value(name, storage(name, part), label=tensor_label(part)))
                     self._values += 1
                 else:
                     results.append(-1)
@@ -208,6 +212,24 @@ class _Reader:
     def _tensors(self, nodes: list[object]) -> list[int]:
         found = [self._value_of[n] for n in nodes if isinstance(n, fx.Node) and n in self._value_of]
         return list(dict.fromkeys(found))
+
+
+def _relays(node: fx.Node) -> bool:
+    """Whether an operand of the result's shape lies in memory in another order than the result."""
+    val = node.meta.get("val")
+    operands = [operand.meta.get("val") for operand in node.all_input_nodes]
+    return isinstance(val, torch.Tensor) and any(
+        isinstance(x, torch.Tensor)
+        and x.dim() == val.dim()
+        and stride_order(x) != stride_order(val)
+        and all(a is b or a == b for a, b in zip(x.shape, val.shape, strict=True))
+        for x in operands
+    )
+
+
+def stride_order(val: torch.Tensor) -> tuple[object, ...]:
+    """Strides of the dimensions along which there is more than one element."""
+    return tuple(stride for size, stride in zip(val.shape, val.stride(), strict=True) if size != 1)
 
 
 def tensor_bytes(val: torch.Tensor, size_hint: SizeHint) -> int:

@@ -103,7 +103,10 @@ class Op:
     """Inside another kernel: the arithmetic alone."""
     flops: int = 0
     reads_many: bool = False
-    """Too heavy to be repeated in every reader; a fusing compiler gives it a buffer when it has several readers."""
+    """Not to be repeated in every reader (too heavy, or of random numbers); a fusing compiler gives it a buffer when it
+    has several readers."""
+    relays: bool = False
+    """It reads an operand in another order than it writes its result, which so cannot take the operand's place."""
     keep: str = ""
     """Why this op must not run a second time; empty if it may."""
     unsavable: str = ""
@@ -131,6 +134,7 @@ class Table:
     is_pointwise: list[bool]
     """Its result may be left without a buffer."""
     reads_many: list[bool]
+    relays: npt.NDArray[np.bool_]
     seconds: npt.NDArray[np.float64]
     fused_seconds: npt.NDArray[np.float64]
     flops: npt.NDArray[np.int64]
@@ -240,6 +244,7 @@ class Problem:
             is_kernel=[op.kind is Kind.KERNEL or not self.fuses for op in self.ops],
             is_pointwise=[op.kind is Kind.FUSIBLE and self.fuses for op in self.ops],
             reads_many=[op.reads_many for op in self.ops],
+            relays=np.array([op.relays for op in self.ops], dtype=np.bool_),
             seconds=np.array([op.seconds for op in self.ops], dtype=np.float64),
             fused_seconds=np.array([op.fused_seconds for op in self.ops], dtype=np.float64),
             flops=np.array([op.flops for op in self.ops], dtype=np.int64),

@@ -105,7 +105,10 @@ def _needs_a_buffer(problem: Problem) -> list[bool]:
 
 
 def _may_overwrite(problem: Problem, index: int, value: int) -> bool:
-    """Whether something that this op may read, itself or through fused producers, is as large as its result."""
+    """Whether something that this op may read, itself or through fused producers, is as large as its result, in
+    its order."""
+    if problem.ops[index].relays:
+        return False
     size = problem.storages[problem.values[value].storage].size_bytes
     pending, seen = [problem.base[r] for r in problem.ops[index].reads], set[int]()
     while size and pending:

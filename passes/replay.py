@@ -276,8 +276,9 @@ def replay(problem: Problem, plan: Plan) -> Replay:
     curve = problem.input_bytes + np.cumsum(change)[: tape.length]
     curve[tape.forward_length :] += problem.table.engine_bytes
 
-    # a pointwise kernel writes over an operand that dies with it, if the sizes are equal
-    written = _column([buffer for _, _, buffer, _, _ in tape.pointwise])
+    # a pointwise kernel writes over an operand that dies with it, if size and order are equal
+    relays = problem.table.relays
+    written = _column([buffer for _, op, buffer, _, _ in tape.pointwise if not relays[op]])
     written = written[exists[written]]
     wanted = np.full(tape.length, -1, dtype=np.int64)
     wanted[first[written]] = size[written]

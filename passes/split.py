@@ -115,9 +115,3 @@ def reorder(module: fx.GraphModule, order: list[str]) -> fx.GraphModule:
 
 def _has_effects(node: fx.Node) -> bool:
     return node.is_impure(impure_random=False)
-
-
-def recomputed_names(problem: Problem, index: Index, plan: Plan) -> list[str]:
-    """Names of the backward's nodes that run a second time. A node that is made twice there has a name of its own for
-    each copy; the first has the name of the joint graph."""
-    return [index.op_node[op].name for op in plan.recomputed(problem)]

@@ -12,7 +12,7 @@ consecutive stages; its own little problem can be cut out of the large one, plan
 
 import itertools
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Phase, Problem, Storage, Value
 
@@ -353,12 +353,7 @@ class _Transcript:
     def transcribe(self, op: Op) -> None:
         reads = tuple(self._outside(r) for r in op.reads)
         writes = tuple(self._inside(w) for w in op.writes)
-        self.builder.add(
-            Op(
-                op.name, op.target, reads, writes, op.kind, op.phase, op.seconds, op.fused_seconds, op.flops,
-                op.reads_many, op.keep, op.unsavable,
-            )
-        )  # fmt: skip
+        self.builder.add(replace(op, reads=reads, writes=writes))
 
     def bring_in(self, values: list[int]) -> None:
         """An op at the start of the backward that makes all incoming gradients."""

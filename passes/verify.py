@@ -17,10 +17,11 @@ def check_aliases(problem: Problem, index: Index) -> None:
     Bytes would be counted twice otherwise, and a storage thought free while something looks at it.
     """
     for op, node in zip(problem.ops, index.op_node, strict=True):
-        if len(op.writes) != 1 or not op.reads or not getattr(node.target, "is_view", False):
+        if not op.reads or not getattr(node.target, "is_view", False):
             continue
-        storage = problem.values[op.writes[0]].storage
-        if all(problem.values[read].storage != storage for read in op.reads):
+        if not {problem.values[v].storage for v in op.writes} <= {
+            problem.values[v].storage for v in op.reads
+        }:
             raise ValueError(f"{op.name} is a view, but has bytes of its own in the problem")
 
 
