@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from graphremat.errors import PlanningError
 from graphremat.lowering import SymbolSpec, TensorSpec, describe_inputs, placeholder_values
+from graphremat.passes.scratch import scratch_bytes
 from graphremat.passes.torch_private import HigherOrderOperator, disable_current_modes, storage_key
-from graphremat.scratch import scratch_bytes
 
 Phase: TypeAlias = Literal["inputs", "forward", "backward"]
 

@@ -66,7 +66,7 @@ class Options:
         max_lowerings: how many plans are lowered to generated code, at most, to find one that fits.
         autotune: how many plans under the budget take turns in the first steps; the fastest by the clock is kept. 1
             leaves the choice to the model. Graphs of symbolic sizes are not tuned.
-        fence: refuse the fusions that would run a recomputation earlier than planned.
+        fence: refuse the fusions that would move work of the backward past a kernel of the plan.
         verify: how closely the result of every stage is checked.
     """
 

@@ -18,6 +18,7 @@ from graphremat.passes.garbage import garbage_left
 from graphremat.passes.hints import SizeHint, symbol_hints
 from graphremat.passes.kinds import op_name, problem_kind, tensors_in
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
+from graphremat.passes.scratch import scratch_bytes
 
 HEAVY_OPS = frozenset({"aten.exp", "aten.sigmoid"})
 """Inductor gives these a buffer on the CPU when they have several readers (``StorageBox.should_realize_on_reuse``)."""
@@ -94,6 +95,8 @@ class _Reader:
         self._storage_of: dict[int, int] = {}
         self._values = 0
         self._sizes: dict[str, int] = {}
+        tensors = (t for node in joint.module.graph.nodes for t in tensors_in(node.meta.get("val")))
+        self._on_cpu = all(t.device.type in ("cpu", "meta") for t in tensors)
 
     def read(self, node: fx.Node) -> None:
         val = node.meta.get("val")
@@ -142,6 +145,7 @@ class _Reader:
                 flops=cost.flops,
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
                 relays=_relays(node),
+                scratch_bytes=_scratch_bytes(node) if self._on_cpu else 0,
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, ""),
             )
@@ -212,6 +216,15 @@ class _Reader:
     def _tensors(self, nodes: list[object]) -> list[int]:
         found = [self._value_of[n] for n in nodes if isinstance(n, fx.Node) and n in self._value_of]
         return list(dict.fromkeys(found))
+
+
+def _scratch_bytes(node: fx.Node) -> int:
+    """What the op allocates for itself on a CPU; 0 where its sizes are symbolic."""
+    args = fx.node.map_arg(node.args, lambda operand: operand.meta.get("val"))
+    sizes = [size for t in tensors_in(args) for size in (*t.shape, *t.stride())]
+    if any(isinstance(size, torch.SymInt) for size in sizes):
+        return 0
+    return scratch_bytes(str(node.target), args)
 
 
 def _relays(node: fx.Node) -> bool:

@@ -107,6 +107,8 @@ class Op:
     has several readers."""
     relays: bool = False
     """It reads an operand in another order than it writes its result, which so cannot take the operand's place."""
+    scratch_bytes: int = 0
+    """What it allocates for itself and frees before it returns."""
     keep: str = ""
     """Why this op must not run a second time; empty if it may."""
     unsavable: str = ""
@@ -135,6 +137,7 @@ class Table:
     """Its result may be left without a buffer."""
     reads_many: list[bool]
     relays: npt.NDArray[np.bool_]
+    scratch: npt.NDArray[np.int64]
     seconds: npt.NDArray[np.float64]
     fused_seconds: npt.NDArray[np.float64]
     flops: npt.NDArray[np.int64]
@@ -244,6 +247,7 @@ class Problem:
             is_kernel=[op.kind is Kind.KERNEL or not self.fuses for op in self.ops],
             is_pointwise=[op.kind is Kind.FUSIBLE and self.fuses for op in self.ops],
             reads_many=[op.reads_many for op in self.ops],
+            scratch=np.array([op.scratch_bytes for op in self.ops], dtype=np.int64),
             relays=np.array([op.relays for op in self.ops], dtype=np.bool_),
             seconds=np.array([op.seconds for op in self.ops], dtype=np.float64),
             fused_seconds=np.array([op.fused_seconds for op in self.ops], dtype=np.float64),

@@ -285,6 +285,7 @@ def replay(problem: Problem, plan: Plan) -> Replay:
     dying = np.flatnonzero(~given_out & (first < last))
     dying = dying[size[dying] == wanted[last[dying]]]
     curve[np.unique(last[dying])] -= wanted[np.unique(last[dying])]
+    curve += problem.table.scratch[_column([*plan.forward, *plan.backward])]
 
     peak_position = int(curve.argmax()) if tape.length else 0
     crossing = (first < tape.forward_length) & (tape.forward_length <= last) & ~given_out

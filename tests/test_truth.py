@@ -10,7 +10,7 @@ from torch import fx, nn
 from graphremat.errors import PlanningError
 from graphremat.lowering import GeneratedCode, SymbolSpec, TensorSpec
 from graphremat.measure import PeakMeasurement, measure_peak
-from graphremat.scratch import scratch_bytes
+from graphremat.passes.scratch import scratch_bytes
 from graphremat.truth import StepTruth, dry_run_graphs, step_truth
 from tests.steps import Observed, build, op_by_op, with_inductor
 
