@@ -135,7 +135,8 @@ class Account:
             alive = held[Holder.CALLER] + (held[Holder.ENGINE] if now >= self.split else 0)
             alive += sum(size[b.storage] for b, end in last.items() if b.position <= now <= end)
             made = self.made[now]
-            if made and op.kind is Kind.FUSIBLE and problem.fuses and self.exists(made[0]):
+            alive += op.scratch_bytes
+            if made and op.kind is Kind.FUSIBLE and not op.relays and problem.fuses and self.exists(made[0]):
                 dies = (b for b, end in last.items() if b.position < now == end and b not in self.given_out)
                 if any(size[b.storage] == size[made[0].storage] for b in dies):
                     alive -= size[made[0].storage]
@@ -160,11 +161,20 @@ class Account:
 
 @st.composite
 def steps(draw: st.DrawFn) -> tuple[Problem, Plan]:
-    """A problem with heavy ops in it, and a plan that may run some ops of the forward once more, anywhere."""
+    """A problem with ops that are heavy, change the order of elements or need scratch, and a plan that may run some ops
+    of the forward once more, anywhere."""
     problem = draw(problems(longest=10))
-    heavy = draw(st.sets(st.integers(0, len(problem.ops) - 1)))
+    some = st.sets(st.integers(0, len(problem.ops) - 1))
+    heavy, relaying, needing = draw(some), draw(some), draw(some)
     ops = tuple(
-        replace(op, reads_many=index in heavy, flops=index + 1) for index, op in enumerate(problem.ops)
+        replace(
+            op,
+            reads_many=index in heavy,
+            relays=index in relaying,
+            scratch_bytes=3 * (index in needing),
+            flops=index + 1,
+        )
+        for index, op in enumerate(problem.ops)
     )
     problem = replace(problem, ops=ops)
     try:

@@ -1,0 +1,117 @@
+"""What the plan counts one buffer for has one in the generated code, so the planned peak is the code's to the byte."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+
+import graphremat
+from bench.networks import NETWORKS
+from graphremat import backend
+from graphremat.passes import torch_private as private
+from graphremat.passes.buffers import REALIZE, keep_buffers
+from graphremat.passes.problem import Problem
+from graphremat.report import Report
+
+
+@pytest.fixture
+def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module, tuple[Tensor, ...], float], Report]:
+    """Plans under Inductor, whose code is generated and followed, but compiled to nothing."""
+
+    def not_compiled(graph: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
+        return private.boxed(lambda arguments: fx.Interpreter(graph).boxed_run(arguments))  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(private, "compile_fx_inner", not_compiled)
+
+    def plan(model: nn.Module, inputs: tuple[Tensor, ...], budget: float) -> Report:
+        torch.compiler.reset()
+        options = {"memory_budget": budget, "on_failure": "error"}
+        with private.autograd_cache(False):
+            torch.compile(model, backend=backend.graphremat, options=options)(*inputs)
+        return graphremat.last_report()
+
+    return plan
+
+
+class Chunked(nn.Module):
+    """Blocks whose hidden features are halved, one half the gate of the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ModuleList(nn.Linear(16, 128) for _ in range(3))
+        self.down = nn.ModuleList(nn.Linear(64, 16) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for up, down in zip(self.up, self.down, strict=True):
+            value, gate = up(x).chunk(2, dim=-1)
+            x = x + down(value * torch.sigmoid(gate))
+        return x.pow(2).mean()
+
+
+@pytest.mark.parametrize("name", ["post_norm", "dropout_gpt", "llama"])
+def test_the_lowest_planned_peak_is_that_of_the_code(planned: Any, name: str) -> None:
+    case = NETWORKS[name].build("tiny")
+    report = planned(case.model, case.inputs, 0.0)
+    assert report.recomputed_ops > 0
+    assert report.planned_peak_bytes == pytest.approx(report.generated_peak_bytes, rel=0.002)
+
+
+def test_parts_of_a_tensor_lie_in_its_storage(tmp_path: Path) -> None:
+    torch.compiler.reset()
+    options = {"lowering": "aot_eager", "dump_dir": tmp_path}
+    torch.compile(Chunked(), backend="graphremat", options=options)(torch.randn(64, 16)).backward()
+    (path,) = tmp_path.rglob("10-problem.json")
+    problem = Problem.from_json(path.read_text())
+    parts = [op for op in problem.ops if op.target == "aten.split.Tensor"]
+    assert len(parts) == 3
+    for op in parts:
+        assert {problem.values[v].storage for v in op.writes} == {problem.values[op.reads[0]].storage}
+
+
+def traced(function: Callable[..., Any], *shapes: tuple[int, ...]) -> fx.GraphModule:
+    gm = fx.symbolic_trace(function)
+    interpreter = fx.Interpreter(gm)
+    values: dict[str, Any] = {}
+    run = interpreter.run_node
+
+    def keep(node: fx.Node) -> Any:
+        values[node.name] = run(node)
+        return values[node.name]
+
+    interpreter.run_node = keep  # type: ignore[method-assign]
+    interpreter.run(*(torch.zeros(shape) for shape in shapes))
+    for node in gm.graph.nodes:
+        node.meta["val"] = values[node.name]
+    return gm
+
+
+def marked(gm: fx.GraphModule) -> set[str]:
+    keep_buffers(gm)
+    return {node.name for node in gm.graph.nodes if node.meta.get(REALIZE)}
+
+
+def test_what_a_kernel_and_another_read_is_marked() -> None:
+    aten = torch.ops.aten
+
+    def function(x: Tensor, weight: Tensor) -> Any:
+        once = aten.relu.default(x)
+        twice = aten.tanh.default(x)
+        seen = aten.view.default(twice, [2, 2])
+        return aten.mm.default(once, weight), aten.mm.default(seen, weight), aten.exp.default(twice)
+
+    assert marked(traced(function, (2, 2), (2, 2))) == {"tanh_default"}
+
+
+def test_images_are_left_alone_where_there_are_convolutions() -> None:
+    aten = torch.ops.aten
+
+    def function(image: Tensor, kernel: Tensor) -> Any:
+        active = aten.relu.default(image)
+        out = aten.convolution.default(active, kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        flat = aten.relu.default(aten.sum.dim_IntList(out, [2, 3]))
+        return aten.mm.default(flat, flat), aten.exp.default(flat), aten.exp.default(active)
+
+    assert marked(traced(function, (2, 2, 3, 3), (2, 2, 1, 1))) == {"relu_default_1"}
