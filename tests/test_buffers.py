@@ -8,32 +8,10 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-import graphremat
 from bench.networks import NETWORKS
-from graphremat import backend
-from graphremat.passes import torch_private as private
+from bench.uncompiled import planned
 from graphremat.passes.buffers import REALIZE, keep_buffers
 from graphremat.passes.problem import Problem
-from graphremat.report import Report
-
-
-@pytest.fixture
-def planned(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module, tuple[Tensor, ...], float], Report]:
-    """Plans under Inductor, whose code is generated and followed, but compiled to nothing."""
-
-    def not_compiled(graph: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
-        return private.boxed(lambda arguments: fx.Interpreter(graph).boxed_run(arguments))  # type: ignore[no-any-return]
-
-    monkeypatch.setattr(private, "compile_fx_inner", not_compiled)
-
-    def plan(model: nn.Module, inputs: tuple[Tensor, ...], budget: float) -> Report:
-        torch.compiler.reset()
-        options = {"memory_budget": budget, "on_failure": "error"}
-        with private.autograd_cache(False):
-            torch.compile(model, backend=backend.graphremat, options=options)(*inputs)
-        return graphremat.last_report()
-
-    return plan
 
 
 class Chunked(nn.Module):
@@ -52,9 +30,9 @@ class Chunked(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["post_norm", "dropout_gpt", "llama"])
-def test_the_lowest_planned_peak_is_that_of_the_code(planned: Any, name: str) -> None:
+def test_the_lowest_planned_peak_is_that_of_the_code(name: str) -> None:
     case = NETWORKS[name].build("tiny")
-    report = planned(case.model, case.inputs, 0.0)
+    report = planned(case.model, case.inputs, memory_budget=0.0)
     assert report.recomputed_ops > 0
     assert report.planned_peak_bytes == pytest.approx(report.generated_peak_bytes, rel=0.002)
 
