@@ -139,7 +139,8 @@ def _compile_with_inductor(
     gm: fx.GraphModule, example_inputs: Sequence[Any], partitioner: Partitioner, *, cached: bool
 ) -> Callable[..., Any]:
     def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
-        with standing(partitioner.fence if kwargs.get("is_backward") else None):
+        fence = partitioner.fence if kwargs.get("is_backward") else None
+        with standing(fence), private.graph_cache_keyed_by_donation():
             return private.compile_fx_inner(graph, inputs, **kwargs)
 
     # Whoever asks for dumps wants them of every compilation: torch's cache of whole autograd functions would skip ours.

@@ -230,19 +230,17 @@ def _scratch_bytes(node: fx.Node) -> int:
 def _relays(node: fx.Node) -> bool:
     """Whether an operand of the result's shape lies in memory in another order than the result."""
     val = node.meta.get("val")
-    operands = [operand.meta.get("val") for operand in node.all_input_nodes]
-    return isinstance(val, torch.Tensor) and any(
-        isinstance(x, torch.Tensor)
-        and x.dim() == val.dim()
-        and stride_order(x) != stride_order(val)
-        and all(a is b or a == b for a, b in zip(x.shape, val.shape, strict=True))
-        for x in operands
-    )
+    if not isinstance(val, torch.Tensor):
+        return False
+    shape, order = _shape_and_order(val)
+    operands = map(_shape_and_order, tensors_in([n.meta.get("val") for n in node.all_input_nodes]))
+    return any(shape == others and order != another for others, another in operands)
 
 
-def stride_order(val: torch.Tensor) -> tuple[object, ...]:
-    """Strides of the dimensions along which there is more than one element."""
-    return tuple(stride for size, stride in zip(val.shape, val.stride(), strict=True) if size != 1)
+def _shape_and_order(val: torch.Tensor) -> tuple[list[str], list[str]]:
+    """Sizes, and strides along dimensions of more than one element, as text: symbols are compared without a guard."""
+    shape = [str(size) for size in val.shape]
+    return shape, [str(stride) for size, stride in zip(shape, val.stride(), strict=True) if size != "1"]
 
 
 def tensor_bytes(val: torch.Tensor, size_hint: SizeHint) -> int:

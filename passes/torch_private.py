@@ -448,6 +448,18 @@ def autograd_cache(on: bool) -> Any:
     return config.patch(enable_autograd_cache=bool(config.enable_autograd_cache and on))
 
 
+def graph_cache_keyed_by_donation() -> Any:
+    """A context in which Inductor's cache tells graphs apart that may overwrite other inputs.
+
+    Its own key does not, in torch 2.13: a backward that was compiled to overwrite what is saved is taken out of the
+    cache for one that runs with ``retain_graph=True``, and the second pass reads what the first has overwritten.
+    """
+    from torch._inductor.utils import get_donated_idxs
+
+    tag = torch.compiler.config.cache_key_tag
+    return torch.compiler.config.patch(cache_key_tag=f"{tag} overwrites {get_donated_idxs()}")  # type: ignore[attr-defined]
+
+
 def tracing_context() -> Any:
     """What Dynamo has in place while a backend compiles; None outside."""
     return torch._guards.TracingContext.try_get()
