@@ -1,5 +1,6 @@
 """What the plan counts one buffer for has one in the generated code, so the planned peak is the code's to the byte."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+from bench import fence
 from bench.networks import NETWORKS
 from bench.uncompiled import planned
 from graphremat.passes.buffers import REALIZE, keep_buffers
@@ -93,3 +95,11 @@ def test_images_are_left_alone_where_there_are_convolutions() -> None:
         return aten.mm.default(flat, flat), aten.exp.default(flat), aten.exp.default(active)
 
     assert marked(traced(function, (2, 2, 3, 3), (2, 2, 1, 1))) == {"relu_default_1"}
+
+
+def test_the_bench_shows_the_peaks_with_and_without_the_fence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert fence.main(["--networks", "linear_stack"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if "linear_stack" in line]
+    planned_peak, fenced, free = (cell.strip() for cell in re.split("[│|]", row)[2:5])
+    assert planned_peak == fenced
+    assert free.endswith("iB")
