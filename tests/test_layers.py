@@ -13,6 +13,7 @@ PASSES = sorted((ROOT / "passes").glob("*.py"))
 FACE = sorted((ROOT / "graphremat").glob("*.py"))
 
 PASSES_WITH_TORCH = {
+    "buffers",
     "build",
     "classify",
     "costs",
@@ -21,6 +22,7 @@ PASSES_WITH_TORCH = {
     "kinds",
     "measure_device",
     "measure_ops",
+    "scratch",
     "split",
     "torch_private",
     "verify",
