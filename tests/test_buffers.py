@@ -31,12 +31,12 @@ class Chunked(nn.Module):
         return x.pow(2).mean()
 
 
-@pytest.mark.parametrize("name", ["post_norm", "dropout_gpt", "llama"])
-def test_the_lowest_planned_peak_is_that_of_the_code(name: str) -> None:
-    case = NETWORKS[name].build("tiny")
-    report = planned(case.model, case.inputs, memory_budget=0.0)
+def test_the_lowest_planned_peak_is_that_of_the_code() -> None:
+    """With the prices of a named device, since those of this machine, and so the plan, differ from machine to machine."""
+    case = NETWORKS["llama"].build("tiny")
+    report = planned(case.model, case.inputs, memory_budget=0.0, device_costs="A100-40GB")
     assert report.recomputed_ops > 0
-    assert report.planned_peak_bytes == pytest.approx(report.generated_peak_bytes, rel=0.002)
+    assert report.planned_peak_bytes == report.generated_peak_bytes
 
 
 def test_parts_of_a_tensor_lie_in_its_storage(tmp_path: Path) -> None:
