@@ -32,7 +32,7 @@ class Chunked(nn.Module):
 
 
 def test_the_lowest_planned_peak_is_that_of_the_code() -> None:
-    """With the prices of a named device, since those of this machine, and so the plan, differ from machine to machine."""
+    """With the prices of a named device: those of this machine, and so the plan, are not those of another."""
     case = NETWORKS["llama"].build("tiny")
     report = planned(case.model, case.inputs, memory_budget=0.0, device_costs="A100-40GB")
     assert report.recomputed_ops > 0
