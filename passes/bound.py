@@ -29,7 +29,7 @@ class Bound:
     """Lower bounds of one problem, for every budget."""
 
     def __init__(self, problem: Problem) -> None:
-        self._relaxed = relax_fusion(problem).problem
+        self._relaxed = _without_extra_reads(relax_fusion(problem).problem)
         relaxed = self._relaxed
         self._once_seconds = sum(relaxed.ops[index].seconds for index in sorted(_run_by_all(relaxed)))
         self._engine_bytes = sum(s.size_bytes for s in relaxed.storages if s.holder is Holder.ENGINE)
@@ -41,14 +41,15 @@ class Bound:
 
     @property
     def lowest_bytes(self) -> int:
-        """A peak that no plan gets below: what is held from outside, gradients, and any one op's own bytes."""
+        """A peak that no plan gets below: what is held from outside, gradients, and what any one op needs alone."""
         relaxed = self._relaxed
         highest = max(relaxed.gradient_bytes, self._engine_bytes)
         for op in relaxed.ops:
             if op.kind is Kind.KERNEL:
                 own = {relaxed.values[v].storage for v in (*op.reads, *op.writes)}
                 engine = self._engine_bytes if op.phase is Phase.BACKWARD else 0
-                highest = max(highest, engine + sum(relaxed.graph_bytes(s) for s in own))
+                alive = engine + op.scratch_bytes + sum(relaxed.graph_bytes(s) for s in own)
+                highest = max(highest, alive)
         return relaxed.input_bytes + highest
 
     def seconds(self, budget_bytes: int) -> float:
@@ -81,6 +82,16 @@ class Bound:
             self._fixed_bytes + sum(relaxed.graph_bytes(s) for s in sorted(held)),
             [(cut.saved_bytes, cut.seconds) for cut in reversed(cuts)],
         )
+
+
+def _without_extra_reads(problem: Problem) -> Problem:
+    """A view reads what it views and nothing else: other operands have to have been made, but need not be alive."""
+    views = [i for i, op in enumerate(problem.ops) if op.kind is Kind.VIEW]
+    ops = list(problem.ops)
+    for index in views:
+        bases = {problem.base[w] for w in ops[index].writes}
+        ops[index] = replace(ops[index], reads=tuple(r for r in ops[index].reads if problem.base[r] in bases))
+    return replace(problem, ops=tuple(ops))
 
 
 def _run_by_all(problem: Problem) -> set[int]:

@@ -276,6 +276,7 @@ class _Space:
                     during[later] += self.size[write]
                 if place or index not in self.in_place:
                     during[stage] += self.size[write]
+            during[stage] += op.scratch_bytes
         return before, during
 
 
@@ -354,10 +355,10 @@ class _Programme:
                     outgoing[value] = carried
             self._ask_flags(stage)
             fixed = before[stage] if stage else problem.input_bytes
-            for index in run:
-                self._load(pieces, index, fixed, incoming)
+            for index, column in run.items():
+                self._load(pieces, index, fixed, incoming, {column: problem.ops[index].scratch_bytes})
             if 0 < stage <= len(space.ends):
-                self._load(pieces, len(problem.ops), during[stage], incoming)
+                self._load(pieces, len(problem.ops), during[stage], incoming, {})
             incoming = outgoing
 
     def _run_columns(self, stage: int) -> dict[int, int]:
@@ -464,12 +465,17 @@ class _Programme:
                 self._at_least(1.0, made(value))
 
     def _load(
-        self, pieces: dict[int, list[Piece]], position: int, fixed: int, incoming: dict[int, int]
+        self,
+        pieces: dict[int, list[Piece]],
+        position: int,
+        fixed: int,
+        incoming: dict[int, int],
+        scratch: dict[int, int],
     ) -> None:
-        """Everything alive at a position is under the budget."""
+        """Everything alive at a position is under the budget, with the ``scratch`` of the run at it."""
         space = self.space
         own = space.problem.ops[position].writes[:1] if position in space.in_place else ()
-        terms: dict[int, int] = {}
+        terms = {column: size for column, size in scratch.items() if size}
         for value, parts in pieces.items():
             for first, last, column in parts:
                 if first <= position <= last and space.size[value]:

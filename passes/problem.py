@@ -411,6 +411,7 @@ class Builder:
         size_bytes: int = 0,
         seconds: float = 0.0,
         fused_seconds: float = 0.0,
+        scratch_bytes: int = 0,
         keep: str = "",
         unsavable: str = "",
     ) -> int:
@@ -431,6 +432,7 @@ class Builder:
                 phase=phase,
                 seconds=seconds,
                 fused_seconds=fused_seconds,
+                scratch_bytes=scratch_bytes,
                 keep=keep,
                 unsavable=unsavable,
             )

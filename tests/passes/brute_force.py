@@ -108,7 +108,8 @@ class _Game:
         for place, index in enumerate(runs):
             made = {w for i in runs[: place + 1] for w in ops[i].writes}
             later = {v for i in runs[place:] for v in self.operands(i)}
-            peak = max(peak, self.size((made & (later | to_end)) | set(ops[index].writes)))
+            alive = self.size((made & (later | to_end)) | set(ops[index].writes))
+            peak = max(peak, alive + ops[index].scratch_bytes)
         return peak + self.problem.input_bytes
 
     def standing(self, done: int) -> int:
@@ -156,14 +157,15 @@ class _Game:
             original = state.original - set(op.writes)
             needed = (operands - state.original) | set(op.writes)
             ever = state.ever | (self.watched & set(op.writes))
-            for alive in self.drops(state.alive - set(op.writes), needed, room):
+            for alive in self.drops(state.alive - set(op.writes), needed, room - op.scratch_bytes):
                 yield op.seconds, _State(state.done, index if self.in_order else -1, alive, original, ever)
         if state.done < len(self.backward):
             index = self.backward[state.done]
             beside = self.beside(ops[index].reads) | self.views_before(state.done)
             if self.there(state, self.operands(index), beside):
                 needed = self.operands(index) - state.original
-                for alive in self.drops(state.alive, needed, room - self.size(ops[index].writes)):
+                left = room - self.size(ops[index].writes) - ops[index].scratch_bytes
+                for alive in self.drops(state.alive, needed, left):
                     yield ops[index].seconds, _State(state.done + 1, -1, alive, state.original, state.ever)
 
     def over(self, state: _State) -> bool:
@@ -205,7 +207,7 @@ def best_seconds(problem: Problem, budget_bytes: int, *, in_order: bool = False)
 
 def lowest_peak(problem: Problem, *, in_order: bool = False) -> int | None:
     """The smallest budget that some plan keeps, None if the backward cannot run under any."""
-    high = 2 * sum(s.size_bytes for s in problem.storages)
+    high = 2 * sum(s.size_bytes for s in problem.storages) + max(op.scratch_bytes for op in problem.ops)
     if best_seconds(problem, high, in_order=in_order) is None:
         return None
     low = -1

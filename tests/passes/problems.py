@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from graphremat.passes.problem import Builder, Kind, Op, Phase, Problem
 
 SIZES = (0, 1, 3, 8, 20)
+SCRATCH = (0, 0, 0, 2)
 SECONDS = (0.0, 0.5, 1.0, 4.0)
 
 
@@ -30,7 +31,17 @@ def problems(draw: st.DrawFn, *, longest: int = 8, fuses: bool | None = None, pl
             ]
             made = [builder.value(f"f{number}.{part}", s) for part, s in enumerate(storages)]
             builder.add(
-                Op(f"f{number}", "pair", tuple(reads), tuple(made), kind, Phase.FORWARD, seconds, fused)
+                Op(
+                    f"f{number}",
+                    "pair",
+                    tuple(reads),
+                    tuple(made),
+                    kind,
+                    Phase.FORWARD,
+                    seconds,
+                    fused,
+                    scratch_bytes=draw(st.sampled_from(SCRATCH)),
+                )
             )
         else:
             made = [
@@ -38,6 +49,7 @@ def problems(draw: st.DrawFn, *, longest: int = 8, fuses: bool | None = None, pl
                     f"f{number}", reads, kind, Phase.FORWARD, size_bytes=draw(st.sampled_from(SIZES)),
                     seconds=seconds, fused_seconds=fused, keep="random" if ban == 0 else "",
                     unsavable="marked" if ban == 1 else "",
+                    scratch_bytes=draw(st.sampled_from(SCRATCH)) if kind is Kind.KERNEL else 0,
                 )
             ]  # fmt: skip
         values.extend(made)
@@ -51,6 +63,7 @@ def problems(draw: st.DrawFn, *, longest: int = 8, fuses: bool | None = None, pl
         gradient = builder.op(
             f"b{number}", dict.fromkeys([gradient, value, *extra]), draw(st.sampled_from([Kind.KERNEL, Kind.FUSIBLE])),
             Phase.BACKWARD, size_bytes=draw(st.sampled_from(SIZES)), seconds=1.0, fused_seconds=0.5,
+            scratch_bytes=draw(st.sampled_from(SCRATCH)),
         )  # fmt: skip
         gradients.append(gradient)
     if not gradients:

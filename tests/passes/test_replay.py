@@ -29,6 +29,7 @@ def naive_curve(problem: Problem, plan: Plan) -> list[int]:
     curve = []
     for now in range(len(sequence)):
         alive = sum(s.size_bytes for s in problem.storages if s.holder is Holder.CALLER)
+        alive += ops[sequence[now]].scratch_bytes
         if now >= split:
             alive += sum(s.size_bytes for s in problem.storages if s.holder is Holder.ENGINE)
         for storage, block in enumerate(problem.storages):
