@@ -8,6 +8,8 @@
 PYTHON ?= python3
 TORCH ?= torch>=2.13,<2.15
 VENV ?= .venv
+# The tests run in so many processes.
+WORKERS ?= 2
 PYTEST_ARGS ?=
 
 RUN := $(VENV)/bin/python
@@ -34,13 +36,13 @@ demo: setup  ## train a small language model at the fastest plan and under three
 	$(RUN) -m graphremat demo
 
 test: setup  ## run the tests and the doctests
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check: setup  ## what CI runs: format, lint, types, tests and doctests
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(RUN) -m mypy
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 format: setup  ## format the code and mend what the linter can mend
 	$(VENV)/bin/ruff format .

@@ -103,6 +103,8 @@ def make_report(
         frontier=tuple(map(point, range(len(frontier.candidates)))),
         frugal=tuple(map(point, range(len(frontier.candidates), len(plans)))),
         chosen=choice.place,
+        refused_fusions=0 if chosen.fence is None else len(set(chosen.fence.refused)),
+        corrected=aim is not None and bool(aim.ratios),
         timed_ops=timed.distinct,
         timing_seconds=timed.took_seconds,
         sizes=tuple(SymbolicSize(name, size, sources.get(name, "")) for name, size in sizes.items()),

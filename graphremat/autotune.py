@@ -3,22 +3,18 @@
 Every step that is timed is a real one: whichever plan runs it, its gradients are right, so no step is lost, and nothing
 is held in memory beside what training holds. A plan is compiled when its first turn comes. All plans that take turns
 have peaks no higher than the one that the model would choose, and save no more, so the budget is kept all along.
-
-What it relies on of torch: hooks before and after the node of a compiled function run around its backward.
 """
 
 import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
-
-import torch
+from typing import Any, TypeAlias
 
 from graphremat import report as reporting
-from graphremat.passes import torch_private as private
-from graphremat.region import Compiled, tensors_of
+from graphremat.region import Compiled
 from graphremat.report import FrontierPoint, Report, TimedPlan
+from graphremat.watch import run_watched
 
 log = logging.getLogger("graphremat")
 
@@ -32,10 +28,14 @@ LEAST_GAIN = 0.01
 """Share of a step by which another plan must be faster than the model's choice to take its place."""
 
 
+Compile: TypeAlias = Callable[[Sequence[Any]], Compiled | None]
+"""Compiles a plan for arguments like these; None where that is not worth a turn."""
+
+
 @dataclass(eq=False)
 class _Contender:
-    place: int
-    compiled: Compiled | None
+    compile: Compile
+    compiled: Compiled | None = None
     turns: int = 0
     seconds: list[float] = field(default_factory=list)
     """Forward and backward of each timed step."""
@@ -47,27 +47,27 @@ class Autotuned:
     def __init__(
         self,
         first: Compiled,
-        compile_at: Callable[[Sequence[Any], int], Compiled],
-        most: int,
+        others: Sequence[Compile],
         *,
+        most_bytes: int | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        """``first`` is the one to beat; another may have a peak of ``most_bytes``, by default that of the first."""
         assert first.report is not None
-        self._first = first
-        self._compile_at = compile_at
+        self._report = first.report
+        self._most_bytes = first.report.generated_peak_bytes if most_bytes is None else most_bytes
         self._clock = clock
-        self._contenders = [_Contender(first.report.chosen, first)]
-        self._contenders += [_Contender(place, None) for place in promising(first.report, most - 1)]
-        self._kept: Compiled | None = None if len(self._contenders) > 1 else first
+        self._contenders = [_Contender(lambda _: first, first), *map(_Contender, others)]
+        self._kept: Compiled | None = first if not others else None
 
     def __call__(self, *arguments: Any) -> Any:
         if self._kept is None:
             waiting = [c for c in self._contenders if len(c.seconds) < ROUNDS]
-            if not waiting:
+            if not waiting or len(self._contenders) == 1:
                 self._settle()
         if self._kept is not None:
             return self._kept.run(*arguments)
-        contender = min(waiting, key=lambda c: (c.turns, c.place))
+        contender = min(waiting, key=lambda c: c.turns)
         run = self._compiled(contender, arguments)
         if run is None:
             return self(*arguments)
@@ -77,67 +77,78 @@ class Autotuned:
     def _compiled(self, contender: _Contender, arguments: Sequence[Any]) -> Callable[..., Any] | None:
         """None if it cannot be compiled, or is over what it was to keep: then it is out."""
         if contender.compiled is None:
-            assert self._first.report is not None
-            most = self._first.report.generated_peak_bytes
             try:
-                compiled = self._compile_at(arguments, contender.place)
+                compiled = contender.compile(arguments)
             except Exception as error:
-                log.warning("plan %d cannot be tried: %s", contender.place, error)
+                log.warning("a plan cannot be tried: %s", error)
                 log.debug("compiling it failed", exc_info=error)
                 compiled = None
-            if compiled is None or compiled.report is None or compiled.report.generated_peak_bytes > most:
+            report = compiled.report if compiled is not None else None
+            if report is None or report.generated_peak_bytes > self._most_bytes:
                 self._contenders.remove(contender)
                 return None
             contender.compiled = compiled
+        assert contender.compiled is not None
         return contender.compiled.run
 
     def _timed(self, contender: _Contender, run: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-        wait = waiting_for(arguments)
-        clock, counted = self._clock, contender.turns > 1
-        wait()
-        started = clock()
-        out = run(*arguments)
-        wait()
-        forward = clock() - started
-        node = private.compiled_node(out)
-        if node is None:  # no backward will come: nothing to choose by
+        counted = contender.turns > 1
+
+        def ended(seconds: float) -> None:
+            if counted and len(contender.seconds) < ROUNDS:
+                contender.seconds.append(seconds)
+
+        out, differentiates = run_watched(run, arguments, _Timing(self._clock, ended))
+        if not differentiates:  # no backward will come: nothing to choose by
             contender.turns -= 1
-            return out
-        begun: list[float] = []
-
-        def before(_: Any) -> None:
-            wait()
-            begun.append(clock())
-
-        def after(*_: Any) -> None:
-            wait()
-            if counted and begun and len(contender.seconds) < ROUNDS:
-                contender.seconds.append(forward + clock() - begun.pop())
-
-        node.register_prehook(before)
-        node.register_hook(after)
         return out
 
     def _settle(self) -> None:
         """The fastest stays; the model's choice does unless another one is faster by more than nothing."""
-        best = {c.place: min(c.seconds) for c in self._contenders}
-        chosen = self._contenders[0]
-        fastest = min(self._contenders, key=lambda c: best[c.place])
-        if best[fastest.place] > (1 - LEAST_GAIN) * best[chosen.place]:
+        chosen, *others = self._contenders
+        fastest = min(others, key=lambda c: min(c.seconds), default=chosen)
+        if others and min(fastest.seconds) > (1 - LEAST_GAIN) * min(chosen.seconds):
             fastest = chosen
+        timed = tuple(_timed_plan(c, kept=c is fastest) for c in self._contenders if others)
         kept = fastest.compiled
         assert kept is not None
         assert kept.report is not None
-        assert self._first.report is not None
-        points = self._first.report.frontier
-        timed = tuple(
-            TimedPlan(place, points[place].step_seconds, seconds) for place, seconds in best.items()
+        made = replace(
+            kept.report, budget_bytes=self._report.budget_bytes, timed_plans=timed, truth=self._report.truth
         )
-        made = replace(kept.report, budget_bytes=self._first.report.budget_bytes, timed_plans=timed)
-        log.info("of %d plans, number %d is the fastest by the clock: %s", len(timed), fastest.place, made)
+        log.info("of %d plans, number %d is the fastest by the clock: %s", len(timed), made.chosen, made)
         reporting.record(made)
         self._kept = kept
         self._contenders.clear()
+
+
+@dataclass(eq=False)
+class _Timing:
+    """Tells the seconds of forward and backward together, without what lies between them."""
+
+    clock: Callable[[], float]
+    ended: Callable[[float], None]
+    _began: float = 0.0
+    _forward: float = 0.0
+
+    def forward_begins(self) -> None:
+        self._began = self.clock()
+
+    def forward_ends(self) -> None:
+        self._forward = self.clock() - self._began
+
+    def backward_begins(self) -> None:
+        self._began = self.clock()
+
+    def backward_ends(self) -> None:
+        self.ended(self._forward + self.clock() - self._began)
+
+
+def _timed_plan(contender: _Contender, *, kept: bool) -> TimedPlan:
+    assert contender.compiled is not None
+    report = contender.compiled.report
+    assert report is not None
+    return TimedPlan(report.chosen, report.corrected, report.step_seconds, min(contender.seconds), kept)
 
 
 def promising(report: Report, most: int) -> list[int]:
@@ -162,14 +173,3 @@ def promising(report: Report, most: int) -> list[int]:
         if len(found) < most and all(abs(peak - other) >= LEAST_DIFFERENCE * other for other in peaks):
             found.append(place)
     return found
-
-
-def waiting_for(arguments: Sequence[Any]) -> Callable[[], None]:
-    """What waits until the device of the arguments has done its work; on a CPU there is nothing to wait for."""
-    devices = {t.device for t in tensors_of(list(arguments)) if t.device.type != "cpu"}
-
-    def wait() -> None:
-        for device in devices:
-            torch.accelerator.synchronize(device)
-
-    return wait

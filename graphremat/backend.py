@@ -3,20 +3,25 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.fx as fx
 
-from graphremat.autotune import Autotuned
+from graphremat.autotune import Autotuned, Compile, promising
+from graphremat.candidates import graph_device
 from graphremat.choose import Aim
 from graphremat.errors import GraphrematError
 from graphremat.fence import standing
+from graphremat.kernel_clock import GraphCode, code_of
 from graphremat.ledger import LEDGER
-from graphremat.lowering import copy_graph_module
+from graphremat.lowering import copy_graph_module, keep_saved_inputs
 from graphremat.options import Options
 from graphremat.partitioner import Partitioner
 from graphremat.passes import torch_private as private
+from graphremat.passes.attribute import Attribution
+from graphremat.profile import Profiled
 from graphremat.region import Compiled, Region
 from graphremat.versions import is_supported_torch, supported_torch_text
 
@@ -50,7 +55,7 @@ def graphremat(
         )
     try:
         parsed = Options.parse(options)
-        if parsed.shared_bytes is None and parsed.autotune == 1:
+        if parsed.shared_bytes is None and parsed.autotune == 1 and not parsed.profile:
             return _compile(gm, example_inputs, parsed).run
         graph = _Graph(gm, example_inputs, parsed)
         if parsed.shared_bytes is not None:
@@ -84,17 +89,43 @@ class _Graph:
             )
 
     def tuned(self, compiled: Compiled, aim: Aim | None) -> Compiled:
-        """With other plans that take turns in the first steps, if that is asked for."""
-        report = compiled.report
-        if self.options.autotune == 1 or report is None or any(self.symbols):
+        """With a look at the first steps, and with other plans that take turns in them, if that is asked for."""
+        if compiled.report is None or any(self.symbols):
             return compiled
+        if self.options.profile:
+            device = graph_device(self._kept)
+            run: Callable[..., Any] = Profiled(compiled, device, partial(self._corrected, aim))
+        elif self.options.autotune > 1:
+            run = Autotuned(compiled, self._others(compiled, aim))
+        else:
+            return compiled
+        return replace(compiled, run=run)
 
-        def compile_at(inputs: Sequence[Any], place: int) -> Compiled:
-            return self.compile_again(
-                inputs, replace(aim or Aim(report.generated_peak_bytes), place=place, most_bytes=None)
-            )
+    def _others(self, compiled: Compiled, aim: Aim | None) -> list[Compile]:
+        """How to compile the plans that might be faster in truth than the one that was compiled."""
+        report = compiled.report
+        assert report is not None
+        at = aim or Aim(report.generated_peak_bytes)
+        places = promising(report, self.options.autotune - 1)
+        return [partial(self.compile_again, aim=replace(at, place=k, most_bytes=None)) for k in places]
 
-        return replace(compiled, run=Autotuned(compiled, compile_at, self.options.autotune))
+    def _corrected(self, aim: Aim | None, measured: Compiled, found: Attribution) -> Callable[..., Any]:
+        """What runs on: the plan that was measured, against the one that the prices ask for when they are corrected,
+        and others if these are to take turns as well."""
+        report = measured.report
+        assert report is not None
+        allowed = report.share_bytes if report.share_bytes is not None else report.budget_bytes
+        peak = report.generated_peak_bytes if allowed is None else allowed
+        at = replace(aim or Aim(peak), ratios=tuple(sorted(found.ratios.items())), most_bytes=None)
+
+        def compile_corrected(inputs: Sequence[Any]) -> Compiled | None:
+            compiled = self.compile_again(inputs, at)
+            same = compiled.plan is not None and compiled.plan == measured.plan
+            return None if same else compiled
+
+        others = self._others(measured, aim) if found.attributed_seconds else []
+        corrected = [compile_corrected] if found.attributed_seconds else []
+        return Autotuned(measured, [*corrected, *others], most_bytes=max(peak, report.generated_peak_bytes))
 
 
 def _region(gm: fx.GraphModule, example_inputs: Sequence[Any], graph: _Graph, budget_bytes: int) -> Region:
@@ -140,8 +171,12 @@ def _compile_with_inductor(
 ) -> Callable[..., Any]:
     def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
         fence = partitioner.fence if kwargs.get("is_backward") else None
-        with standing(fence), private.graph_cache_keyed_by_donation():
-            return private.compile_fx_inner(graph, inputs, **kwargs)
+        if not kwargs.get("is_backward"):
+            keep_saved_inputs(graph)
+        with standing(fence), private.graph_cache_keyed_by_donation(), private.origins_in_comments():
+            compiled = private.compile_fx_inner(graph, inputs, **kwargs)
+        partitioner.codes.append(code_of(compiled))
+        return compiled
 
     # Whoever asks for dumps wants them of every compilation: torch's cache of whole autograd functions would skip ours.
     with private.autograd_cache(cached and partitioner.options.dump_dir is None):
@@ -158,10 +193,9 @@ def _run_op_by_op(
     gm: fx.GraphModule, example_inputs: Sequence[Any], partitioner: Partitioner
 ) -> Callable[..., Any]:
     def as_it_is(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-        def run(arguments: list[Any]) -> Any:
-            return fx.Interpreter(graph).boxed_run(arguments)
-
-        return private.boxed(run)
+        code = GraphCode(graph)
+        partitioner.codes.append(code)
+        return private.boxed(code)
 
     run: Callable[..., Any] = private.aot_autograd(
         fw_compiler=as_it_is, bw_compiler=as_it_is, partition_fn=partitioner

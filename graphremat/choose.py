@@ -29,6 +29,7 @@ class Aim:
         most_bytes: where no plan has such a peak the lowest one is taken, unless even that is over this many bytes.
         sizes: names and numbers of the symbolic sizes to plan for; empty for those with which the graph was traced.
         place: the very plan of the frontier to take, whatever its peak.
+        ratios: what to multiply the prices of ops with, by their names (:mod:`graphremat.passes.attribute`).
     """
 
     peak_bytes: int
@@ -36,6 +37,7 @@ class Aim:
     most_bytes: int | None = None
     sizes: tuple[tuple[str, int], ...] = ()
     place: int | None = None
+    ratios: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -302,6 +302,23 @@ def copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
     return copied
 
 
+def keep_saved_inputs(forward: fx.GraphModule) -> None:
+    """Mark the inputs that a forward hands on to its backward, so that Inductor hands on the tensors themselves.
+
+    Without the mark those that a convolution reads (all its weights) are copied to channels-last order, and the copies
+    live until the backward beside what the caller holds. What the mark costs is a copy for each convolution there. That
+    Inductor takes the output node's "user_visible_output_idxs" for outputs to be left in their order is in
+    ``torch._inductor.graph.GraphLowering.run_node``.
+    """
+    meta = forward.graph.output_node().meta
+    inputs = [
+        i
+        for i, out in enumerate(output_nodes(forward))
+        if isinstance(out, fx.Node) and out.op == "placeholder"
+    ]
+    meta["user_visible_output_idxs"] = sorted({*meta.get("user_visible_output_idxs", ()), *inputs})
+
+
 def _mark_user_visible(gm: fx.GraphModule, *, is_backward: bool, user_visible_outputs: int) -> None:
     outputs = output_nodes(gm)
     visible: range = range(0)
@@ -311,6 +328,8 @@ def _mark_user_visible(gm: fx.GraphModule, *, is_backward: bool, user_visible_ou
     gm.graph.output_node().meta["user_visible_output_idxs"] = [
         index for index in visible if isinstance(outputs[index], fx.Node)
     ]
+    if not is_backward:
+        keep_saved_inputs(gm)
     for call in gm.graph.find_nodes(op="call_function", target=torch.ops.higher_order.invoke_subgraph):
         body = getattr(gm, call.args[0].target)
         body.graph.output_node().meta["user_visible_output_idxs"] = [

@@ -66,6 +66,8 @@ class Options:
         max_lowerings: how many plans are lowered to generated code, at most, to find one that fits.
         autotune: how many plans under the budget take turns in the first steps; the fastest by the clock is kept. 1
             leaves the choice to the model. Graphs of symbolic sizes are not tuned.
+        profile: follow and time the first steps, correct the prices of the ops by what their kernels took, plan again,
+            and keep the new plan if it is faster by the clock. Graphs of symbolic sizes are not profiled.
         fence: refuse the fusions that would move work of the backward past a kernel of the plan.
         verify: how closely the result of every stage is checked.
     """
@@ -85,6 +87,7 @@ class Options:
     exact_seconds: float | None = None
     max_lowerings: int = 8
     autotune: int = 1
+    profile: bool = False
     fence: bool = True
     verify: bool = True
 
@@ -254,6 +257,7 @@ _PARSERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "exact_seconds": _optional(_seconds),
         "max_lowerings": _count(1, 64),
         "autotune": _count(1, 16),
+        "profile": _switch,
         "fence": _switch,
         "verify": _switch,
     }

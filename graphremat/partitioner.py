@@ -13,7 +13,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +28,10 @@ from graphremat.device_memory import free_bytes
 from graphremat.dumps import Dumps
 from graphremat.errors import BudgetInfeasible, DumpError, OptionError, PlanningError, VerificationError
 from graphremat.fence import Fence
+from graphremat.kernel_clock import Code
 from graphremat.options import Options
 from graphremat.passes import torch_private as private
+from graphremat.passes.attribute import attribute, corrected
 from graphremat.passes.build import Index, build_problem
 from graphremat.passes.classify import JointGraph, read_joint_graph
 from graphremat.passes.devices import Device, find_device
@@ -59,6 +61,8 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
         self.aim = aim
         self.fence: Fence | None = None
         self.report: reporting.Report | None = None
+        self.codes: list[Code | None] = []
+        """Of the forward and, once it is compiled, of the backward."""
         self._result: Partition | None = None
 
     def __getstate__(self) -> dict[str, object]:
@@ -68,9 +72,14 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
     def compiled(self, run: Callable[..., Any]) -> Compiled:
         """What was compiled to ``run``, and what is known of it; torch keeps the partitioner, which forgets it."""
         made, self._result = self._result, None
-        if made is None or made.problem is None or not made.problem.symbols:
+        if made is None or made.problem is None or made.plan is None:
             return Compiled(run, self.report)
-        return Compiled(run, self.report, made.peak_at, made.alternatives_at)
+        found = Compiled(run, self.report, plan=made.plan, codes=self.codes)
+        if self.options.profile:
+            found = replace(found, attribute=partial(attribute, made.problem, made.plan))
+        if made.problem.symbols:
+            found = replace(found, peak_at=made.peak_at, alternatives_at=made.alternatives_at)
+        return found
 
     def __call__(
         self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any
@@ -155,6 +164,7 @@ class Partition:
     report: reporting.Report | None = None
     problem: Problem | None = None
     plans: tuple[Candidate, ...] = ()
+    plan: Plan | None = None
 
     def peak_at(self, sizes: Mapping[str, int]) -> int:
         """The peak of the code for other symbolic sizes, in bytes: followed, or replayed where it cannot be."""
@@ -239,6 +249,8 @@ def partition(
             size_hint=default_size_hint,
             measured=timed.seconds,
         )
+        if aim is not None and aim.ratios:
+            problem = corrected(problem, dict(aim.ratios))
         dumps.write("10-problem.json", problem.to_json)
     with _Stage("plan", dumps):
         torchs_plan = _torchs_plan(problem, saved_by(torchs[1], joint, problem, index))
@@ -274,7 +286,7 @@ def partition(
     write_dumps(dumps, problem, candidate, chosen, made)
     reporting.record(made)
     log.info("%s", made)
-    return Partition(chosen, made, problem, plans)
+    return Partition(chosen, made, problem, plans, candidate.plan)
 
 
 def _chosen(frontier: Frontier, lowering: Lowering, budget: int | float | None, aim: Aim | None) -> Choice:

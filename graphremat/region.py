@@ -18,11 +18,14 @@ import torch
 from graphremat.choose import Aim
 from graphremat.errors import BudgetInfeasible, GraphrematError, PlanningError
 from graphremat.passes import torch_private as private
+from graphremat.passes.attribute import Attribution, TimedCall
+from graphremat.passes.plan import Plan
 from graphremat.report import Report
 from graphremat.share import Alternative
 from graphremat.units import format_bytes
 
 if TYPE_CHECKING:
+    from graphremat.kernel_clock import Code
     from graphremat.ledger import Ledger
 
 FIRST_SHARE = 0.5
@@ -43,12 +46,18 @@ class Compiled:
         report: None where torch took the code from a cache, or where there was nothing to plan.
         peak_at: the peak of the code for other symbolic sizes.
         alternatives_at: all plans for other symbolic sizes, as the planner sees them; the seconds do not change.
+        plan: what was planned; None as ``report`` is.
+        attribute: holds timed calls of the forward and the backward against the plan.
+        codes: the code of the forward and, once it was compiled, of the backward; None for what cannot be timed.
     """
 
     run: Callable[..., Any]
     report: Report | None = None
     peak_at: Callable[[Mapping[str, int]], int] | None = None
     alternatives_at: Callable[[Mapping[str, int]], list[Alternative]] | None = None
+    plan: Plan | None = None
+    attribute: Callable[[Sequence[TimedCall], Sequence[TimedCall]], Attribution] | None = None
+    codes: Sequence["Code | None"] = ()
     _peaks: dict[Sizes, int] = field(default_factory=dict)
     _alternatives: dict[Sizes, list[Alternative]] = field(default_factory=dict)
 

@@ -6,6 +6,7 @@ import threading
 from collections import deque
 from dataclasses import asdict, dataclass
 
+from graphremat.passes.attribute import CallTruth
 from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Kind, Problem
 from graphremat.passes.replay import Replay
@@ -30,12 +31,55 @@ class FrontierPoint:
 
 @dataclass(frozen=True)
 class TimedPlan:
-    """A plan by its place in the frontier, and the seconds of its step (forward and backward of the graph): by the
-    model, and the best of a few real ones."""
+    """A plan by its place in the frontier, whether that was made with corrected prices, and the seconds of its step
+    (forward and backward of the graph): by the model, and the best of a few real ones."""
 
     place: int
+    corrected: bool
     step_seconds: float
     measured_seconds: float
+    kept: bool
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What real steps of the plan that was compiled first took, beside what was planned (``profile``).
+
+    ``peak_bytes`` is by the allocator, inputs included; None where it could not be followed. ``step_seconds`` is all of
+    forward and backward, ``call_seconds`` the part in the calls of kernels, of which ``attributed_seconds`` are of
+    calls whose ops are known. ``recomputed_seconds`` is of what ran a second time. The planned numbers are
+    those of the report that the plan had before prices were corrected.
+    """
+
+    peak_bytes: int | None
+    planned_peak_bytes: int
+    generated_peak_bytes: int
+    step_seconds: float
+    planned_step_seconds: float
+    call_seconds: float
+    attributed_seconds: float
+    recomputed_seconds: float
+    planned_recomputed_seconds: float
+    calls: tuple[CallTruth, ...]
+
+    def __str__(self) -> str:
+        def off(planned: float, measured: float) -> str:
+            return f"{planned / measured - 1:+.1%} off" if measured else "nothing measured"
+
+        peak = "not followed"
+        if self.peak_bytes is not None:
+            peak = (
+                f"{format_bytes(self.peak_bytes)}; generated code {off(self.generated_peak_bytes, self.peak_bytes)},"
+                f" plan {off(self.planned_peak_bytes, self.peak_bytes)}"
+            )
+        lines = [
+            f"  measured   peak {peak}",
+            f"             step {self.step_seconds * 1e3:.2f} ms, {self.call_seconds * 1e3:.2f} ms of it in kernels;"
+            f" plan {off(self.planned_step_seconds, self.call_seconds)}",
+            f"             recomputation {self.recomputed_seconds * 1e3:.2f} ms;"
+            f" plan {off(self.planned_recomputed_seconds, self.recomputed_seconds)}",
+        ]
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -90,8 +134,14 @@ class Report:
     """Plans off the frontier that save less, for graphs that share a budget."""
     chosen: int
     """The place of the plan in the frontier, or behind it among the frugal ones."""
+    refused_fusions: int = 0
+    """Pairs of kernels of the backward that Inductor would have joined, had the fence not stood between them."""
+    corrected: bool = False
+    """Whether the prices of the ops were corrected by what real steps took (``profile``)."""
+    truth: "Truth | None" = None
+    """What real steps took (``profile``)."""
     timed_plans: tuple["TimedPlan", ...] = ()
-    """Plans that took turns in real steps (``autotune``); the fastest of them was kept."""
+    """Plans that took turns in real steps (``autotune``, ``profile``); the fastest of them was kept."""
     timed_ops: int = 0
     """Distinct ops whose seconds were timed on the device, not priced by a formula (``costs="measure"``)."""
     timing_seconds: float = 0.0
@@ -138,11 +188,13 @@ class Report:
             f" {self.step_seconds * 1e3:.2f} ms (model)",
             f"  optimum    at most {self.gap:.2%} of the step below it, by the lower bound (model)",
         ]
+        if self.truth is not None:
+            lines.append(str(self.truth))
         for timed in self.timed_plans:
-            kept = ", kept" if timed.place == self.chosen else ""
+            kept, prices = ", kept" if timed.kept else "", ", prices corrected" if timed.corrected else ""
             lines.append(
                 f"  timed      plan {timed.place}: {timed.measured_seconds * 1e3:.2f} ms a step,"
-                f" {timed.step_seconds * 1e3:.2f} ms by the model{kept}"
+                f" {timed.step_seconds * 1e3:.2f} ms by the model{prices}{kept}"
             )
         if self.timed_ops:
             lines.append(f"  timed      {self.timed_ops} distinct ops, in {self.timing_seconds:.2f} s")

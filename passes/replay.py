@@ -51,7 +51,8 @@ class Replay:
     """The byte curve of a plan and what it costs.
 
     ``curve[i]`` is what is alive while the ``i``-th op of ``plan.forward + plan.backward`` runs, in bytes, everything
-    counted. ``seconds`` is the whole step as modelled, ``recompute_seconds`` the part that runs a second time.
+    counted, and ``op_seconds[i]`` what it takes. ``seconds`` is the whole step as modelled, ``recompute_seconds`` the
+    part that runs a second time.
     ``storages``, ``firsts`` and ``lasts`` have an entry for every buffer.
     """
 
@@ -63,6 +64,7 @@ class Replay:
     seconds: float
     recompute_seconds: float
     recompute_flops: int
+    op_seconds: npt.NDArray[np.float64]
     storages: npt.NDArray[np.int64]
     firsts: npt.NDArray[np.int64]
     lasts: npt.NDArray[np.int64]
@@ -285,20 +287,22 @@ def replay(problem: Problem, plan: Plan) -> Replay:
     dying = np.flatnonzero(~given_out & (first < last))
     dying = dying[size[dying] == wanted[last[dying]]]
     curve[np.unique(last[dying])] -= wanted[np.unique(last[dying])]
-    curve += problem.table.scratch[_column([*plan.forward, *plan.backward])]
+    sequence = _column([*plan.forward, *plan.backward])
+    curve += problem.table.scratch[sequence]
 
     peak_position = int(curve.argmax()) if tape.length else 0
     crossing = (first < tape.forward_length) & (tape.forward_length <= last) & ~given_out
-    seconds, again_seconds, again_flops = _cost(problem, plan, first[~exists])
+    op_seconds, again = _cost(problem, plan, sequence, first[~exists])
     return Replay(
         curve=curve,
         forward_length=tape.forward_length,
         peak_bytes=int(curve[peak_position]) if tape.length else problem.input_bytes,
         peak_position=peak_position,
         saved_bytes=int(problem.table.storage_bytes[np.unique(storage[crossing])].sum()),
-        seconds=seconds,
-        recompute_seconds=again_seconds,
-        recompute_flops=again_flops,
+        seconds=_in_order(op_seconds),
+        recompute_seconds=_in_order(op_seconds[again]),
+        recompute_flops=int(problem.table.flops[sequence[again]].sum()),
+        op_seconds=op_seconds,
         storages=storage[exists],
         firsts=first[exists],
         lasts=last[exists],
@@ -309,24 +313,20 @@ def _column(numbers: list[int]) -> npt.NDArray[np.int64]:
     return np.array(numbers, dtype=np.int64)
 
 
-def _cost(problem: Problem, plan: Plan, inside: npt.NDArray[np.int64]) -> tuple[float, float, int]:
-    """Seconds of the step, those of its recomputations, and the FLOPs of the latter.
+def _cost(
+    problem: Problem, plan: Plan, sequence: npt.NDArray[np.int64], inside: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Seconds of every run of an op, and which runs are recomputations.
 
     ``inside`` are the positions of what runs inside the kernels that read it.
     """
     table = problem.table
-    sequence = _column([*plan.forward, *plan.backward])
     positions = np.arange(len(sequence))
     seconds = table.seconds[sequence]
     seconds[inside] = table.fused_seconds[sequence[inside]]
     first_run = np.full(len(problem.ops), len(sequence))
     np.minimum.at(first_run, sequence, positions)
-    again = (positions >= len(plan.forward)) & (first_run[sequence] < positions)
-    return (
-        _in_order(seconds),
-        _in_order(seconds[again]),
-        int(table.flops[sequence[again]].sum()),
-    )
+    return seconds, (positions >= len(plan.forward)) & (first_run[sequence] < positions)
 
 
 def _in_order(seconds: npt.NDArray[np.float64]) -> float:

@@ -89,6 +89,7 @@ def reorder(module: fx.GraphModule, order: list[str]) -> fx.GraphModule:
             if operand not in now:
                 emit(operand)
         now[node] = graph.node_copy(node, lambda n: now[n])
+        now[node].meta[private.SOURCE_OP] = node.name
         for user in node.users:
             if user.target is operator.getitem and user.op == "call_function":
                 now[user] = graph.node_copy(user, lambda n: now[n])

@@ -4,10 +4,12 @@ One section a topic, each with what we rely on, so that a new torch release is c
 """
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -74,6 +76,31 @@ class MemoryEvent:
 def profiler_is_running() -> bool:
     """Whether a profiler of torch is recording in this process, which allows no second one."""
     return bool(torch._C._autograd._profiler_enabled())
+
+
+def after_next_backward(act: Callable[[], None]) -> Callable[[], None]:
+    """Call ``act`` once, when the next backward pass that this thread starts has returned; gives what calls it off.
+
+    A profiler cannot be stopped in a hook: the engine puts the state that the thread had back in place afterwards.
+    Relied on: ``torch.autograd`` calls the engine by the name ``_engine_run_backward``, for ``backward`` and ``grad``.
+    """
+    run, thread, waiting = torch.autograd._engine_run_backward, threading.get_ident(), [True]
+
+    def call_off() -> None:
+        waiting.clear()
+        if torch.autograd._engine_run_backward is patched:
+            torch.autograd._engine_run_backward = run
+
+    def patched(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return run(*args, **kwargs)
+        finally:
+            if waiting and threading.get_ident() == thread:
+                call_off()
+                act()
+
+    torch.autograd._engine_run_backward = patched
+    return call_off
 
 
 def profiled_memory_events(recorded: torch.profiler.profile) -> list[MemoryEvent]:
@@ -332,6 +359,7 @@ def inductor_wrapper_code(
         _disable_current_modes(),
         _use_lazy_graph_module(dynamo_config.use_lazy_graph_module),
         DebugContext(),
+        origins_in_comments(),
         _no_compiler(),
         _counters_kept(),
         _runtime_asserts_kept(shape_env),
@@ -555,6 +583,69 @@ def origin_names(scheduler_node: Any) -> list[str]:
         if ir_node is not None:
             names.extend(origin.name for origin in ir_node.get_origins())
     return sorted(set(names))
+
+
+# ---- Inductor: which nodes a call of its code computes ---------------------------------------------------------------
+# Relied on: a kernel's call is written right after `define_kernel(source, nodes, ...)` of the device's scheduling; a
+# library's in `Scheduler.codegen_extern_call(node)`; a comment written before it stays before it. `CompiledFxGraph` has
+# the `cache_key` that the module of its wrapper is named after, and `PyCodeCache` has that module.
+
+ORIGINS = "# graphremat: "
+"""Starts the comment before a call, which names the nodes of the graph that the call computes."""
+SOURCE_OP = "graphremat_op"
+"""In a node's meta: the name of the node of the joint graph that it is a run of."""
+
+
+@contextmanager
+def origins_in_comments() -> Iterator[None]:
+    """In this block Inductor's wrappers say before each call which nodes it computes."""
+    from torch._inductor.codegen.cpp import CppScheduling
+    from torch._inductor.codegen.triton import TritonScheduling
+    from torch._inductor.scheduler import Scheduler
+    from torch._inductor.virtualized import V
+
+    def written(nodes: Sequence[Any]) -> None:
+        parts = [n for n in nodes if hasattr(n, "get_nodes")]
+        names = sorted({name for part in parts for name in _source_ops(part)})
+        V.graph.wrapper_code.writeline(f"{ORIGINS}{', '.join(names)}")
+
+    def telling(define: Callable[..., Any]) -> Callable[..., Any]:
+        def define_kernel(self: Any, source: str, nodes: Sequence[Any], *rest: Any) -> Any:
+            name = define(self, source, nodes, *rest)
+            written(nodes)
+            return name
+
+        return define_kernel
+
+    extern_call = Scheduler.codegen_extern_call
+
+    def codegen_extern_call(self: Any, node: Any) -> None:
+        written([node])
+        extern_call(self, node)
+
+    with ExitStack() as stack:
+        for scheduling in (CppScheduling, TritonScheduling):
+            stack.enter_context(patch.object(scheduling, "define_kernel", telling(scheduling.define_kernel)))
+        stack.enter_context(patch.object(Scheduler, "codegen_extern_call", codegen_extern_call))
+        yield
+
+
+def _source_ops(scheduler_node: Any) -> Iterator[str]:
+    for part in scheduler_node.get_nodes():
+        if part.node is not None:
+            for origin in part.node.get_origins():
+                yield origin.meta.get(SOURCE_OP, origin.name)
+
+
+def wrapper_function(compiled: Any) -> Any:
+    """The Python function that runs a graph which Inductor compiled; None where there is no such function."""
+    from torch._inductor.codecache import PyCodeCache
+
+    key = getattr(compiled, "cache_key", None)
+    for module in reversed(PyCodeCache.modules):
+        if key and Path(str(module.__file__)).stem == key:
+            return getattr(getattr(module, "Runner", None), "call", None)
+    return None
 
 
 # ---- Inductor: its decompositions ------------------------------------------------------------------------------------

@@ -1,9 +1,20 @@
-"""What tests of several modules need."""
+"""What tests of several modules need.
+
+Where pytest runs several processes (``-n``) they divide the processors among them.
+"""
 
 import gc
+import os
 from collections.abc import Iterator
 
 import pytest
+
+if (
+    "PYTEST_XDIST_WORKER_COUNT" in os.environ
+):  # before torch is imported, and for processes that a test starts
+    share = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, share)))
+
 import torch
 
 from graphremat.ledger import LEDGER

@@ -158,18 +158,6 @@ def test_a_graph_of_torchs_that_would_be_wrong_is_not_handed_on() -> None:
 
 
 @pytest.mark.slow
-def test_the_fence_keeps_shared_weights_from_holding_gradients() -> None:
-    """Without it, each bias's first reduction waits for the second use's, and what both reduce stays alive."""
-    peaks = {}
-    for fence in (True, False):
-        torch.compiler.reset()
-        case = NETWORKS["called_twice"].build("small")
-        options = {"memory_budget": 0.0, "fence": fence}
-        case.loss(torch.compile(case.model, backend="graphremat", options=options)(*case.inputs))
-        peaks[fence] = graphremat.last_report().generated_peak_bytes
-    assert peaks[True] < 0.9 * peaks[False]
-
-
 def test_a_kept_graph_is_not_overwritten_by_code_from_the_cache() -> None:
     """Plain Inductor takes a backward that overwrites what is saved out of its cache of graphs, and is off by 10%."""
 

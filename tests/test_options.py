@@ -182,6 +182,7 @@ CHANGED = Options(
     exact_seconds=1.0,
     max_lowerings=1,
     autotune=2,
+    profile=True,
     fence=False,
     verify="off",
 )

@@ -1,0 +1,204 @@
+"""Profile-guided planning: what is measured of real steps, what follows from it, and that no step is lost."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphremat
+from graphremat import autotune, partitioner, profile
+from graphremat.autotune import ROUNDS
+from graphremat.kernel_clock import with_ticks
+from graphremat.measure import gradient_error
+from graphremat.passes.attribute import Attribution, attribute
+
+MEASURING = 2 + profile.TIMED_STEPS
+"""Steps until all is measured: one compiles the backward, one is followed by the allocator."""
+BUDGET = "900KiB"
+"""Of :class:`Layers`, between its lowest and its fastest peak."""
+
+
+@pytest.fixture(autouse=True)
+def _fresh() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+class Layers(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) * torch.sigmoid(x) + x
+        return x.square().mean()
+
+
+def compiled(model: nn.Module, **options: object) -> Callable[..., Tensor]:
+    given = {"lowering": "aot_eager", "memory_budget": 0.5, "profile": True, "on_failure": "error", **options}
+    return torch.compile(model, backend="graphremat", options=given)  # type: ignore[return-value]
+
+
+def train(model: nn.Module, call: Callable[..., Tensor], x: Tensor, steps: int) -> None:
+    for _ in range(steps):
+        model.zero_grad(set_to_none=True)
+        call(x).backward()
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        wanted = torch.autograd.grad(model(x), list(model.parameters()))
+        assert gradient_error(wanted, found) < 1e-6
+
+
+def test_the_first_steps_are_measured() -> None:
+    model, x = Layers(), torch.randn(256, 64)
+    train(model, compiled(model), x, MEASURING + 1)
+    truth = next(r.truth for r in reversed(graphremat.reports()) if r.truth is not None)
+    assert truth.peak_bytes == truth.generated_peak_bytes  # the allocator's events against the dry run
+    assert 0 < truth.recomputed_seconds < truth.call_seconds <= truth.step_seconds
+    assert 0 < truth.attributed_seconds <= truth.call_seconds
+    ops = {name for call in truth.calls for name in call.ops}
+    assert {"tanh", "sigmoid"} <= ops
+    assert any(call.recomputed_seconds > 0 for call in truth.calls if call.phase == "backward")
+    assert not any(call.recomputed_seconds for call in truth.calls if call.phase == "forward")
+    assert "measured   peak" in str(graphremat.last_report())
+
+
+def wrong_prices(monkeypatch: pytest.MonkeyPatch, what: str, factor: float) -> None:
+    """As if the kernels of an op had taken so many times their price, and those of all others their price."""
+
+    def attributed(*args: object) -> Attribution:
+        found = attribute(*args)  # type: ignore[arg-type]
+        return replace(found, ratios={n: factor if n.startswith(what) else 1.0 for n in found.ratios})
+
+    monkeypatch.setattr(partitioner, "attribute", attributed)
+
+
+def by_the_clock(monkeypatch: pytest.MonkeyPatch, *seconds: float) -> None:
+    """The contenders take that long, in their order."""
+    kept = autotune.Autotuned._timed
+
+    def timed(self: autotune.Autotuned, contender: autotune._Contender, *rest: object) -> object:
+        taken, looks = seconds[self._contenders.index(contender)], iter(range(1000))
+        self._clock = lambda: next(looks) * taken / 2
+        return kept(self, contender, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(autotune.Autotuned, "_timed", timed)
+
+
+@pytest.mark.parametrize(("seconds", "corrected"), [((1.0, 0.5), True), ((0.5, 1.0), False)])
+def test_the_corrected_plan_is_kept_if_it_is_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, seconds: tuple[float, float], corrected: bool
+) -> None:
+    wrong_prices(monkeypatch, "sigmoid", 100.0)
+    by_the_clock(monkeypatch, *seconds)
+    model, x = Layers(), torch.randn(256, 64)
+    train(
+        model,
+        compiled(model, memory_budget=BUDGET, dump_dir=str(tmp_path)),
+        x,
+        MEASURING + 2 * (1 + ROUNDS) + 2,
+    )
+    report = graphremat.last_report()
+    assert [t.corrected for t in report.timed_plans] == [False, True]
+    assert report.corrected == corrected
+    assert [t.kept for t in report.timed_plans] == [not corrected, corrected]
+    assert report.truth is not None
+    assert report.budget_bytes == 900 * 1024
+    assert report.generated_peak_bytes <= report.budget_bytes
+    first = next(r for r in reversed(graphremat.reports()) if r.truth and not r.timed_plans)
+    saved = [Path(str(r.dump_dir), "saved.md").read_text().count("sigmoid") for r in (first, report)]
+    assert (saved[1] > saved[0]) == corrected
+
+
+def test_a_plan_that_stays_the_same_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong_prices(monkeypatch, "nothing", 1.0)
+    model, x = Layers(), torch.randn(256, 64)
+    train(model, compiled(model), x, MEASURING + 3)
+    report = graphremat.last_report()
+    assert not report.timed_plans
+    assert not report.corrected
+    assert report.truth is not None
+
+
+def test_steps_that_are_not_one_forward_and_one_backward_are_not_measured() -> None:
+    model, x = Layers(), torch.randn(256, 64)
+    call = compiled(model)
+    before = len([r for r in graphremat.reports() if r.truth])
+    for _ in range(2 * profile.MOST_DISTURBED + 2):
+        model.zero_grad(set_to_none=True)
+        first, second = call(x), call(2 * x)
+        (first + second).backward()
+        found = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        wanted = torch.autograd.grad(model(x) + model(2 * x), list(model.parameters()))
+        assert gradient_error(wanted, found) < 1e-6
+    assert len([r for r in graphremat.reports() if r.truth]) == before
+
+
+def test_steps_without_a_backward_measure_nothing() -> None:
+    model, x = Layers(), torch.randn(256, 64)
+    call = compiled(model)
+    with torch.no_grad():
+        for _ in range(MEASURING + 2):
+            call(x)
+    train(model, call, x, MEASURING + 1)
+    assert any(r.truth for r in graphremat.reports()[-2:])
+
+
+WRAPPER = """
+def call(args):
+    x, = args
+    args.clear()
+    buf0 = empty_strided_cpu(x)
+    # graphremat: add, mul
+    kernel_0(x, buf0)
+    del x
+    with guard():
+        buf1 = empty_strided_cpu(buf0)
+        # graphremat: mm
+        kernel_1(buf0, buf1)
+        # graphremat: \n        kernel_2(buf1)
+    return (buf1, )
+"""
+
+
+def test_ticks_lie_between_the_calls() -> None:
+    code, calls = with_ticks(WRAPPER, "call")
+    assert [call.nodes for call in calls] == [("add", "mul"), ("mm",), ()]
+    assert [call.text for call in calls] == ["kernel_0(x, buf0)", "kernel_1(buf0, buf1)", "kernel_2(buf1)"]
+    said: list[object] = []
+
+    class Guard:
+        def __enter__(self) -> None:
+            said.append("enter")
+
+        def __exit__(self, *_: object) -> None:
+            said.append("exit")
+
+    names = {
+        "_graphremat_tick": said.append,
+        "empty_strided_cpu": lambda _: said.append("allocate") or [0],
+        **{f"kernel_{k}": lambda *_, k=k: said.append(f"kernel {k}") for k in range(3)},
+        "guard": Guard,
+    }
+    plain: dict[str, Callable[..., object]] = {}
+    exec(WRAPPER, names, plain)
+    call = type(plain["call"])(code, names)  # type: ignore[call-arg]
+    assert call([[1]]) == ([0],)
+    ticks = [-1, "allocate", 0, "kernel 0", -1, "enter", "allocate", 1, "kernel 1", 2, "kernel 2", -1, "exit"]
+    assert [word for word in said if word != "exit"] == [word for word in ticks if word != "exit"]
+
+
+@pytest.mark.inductor
+def test_inductors_kernels_are_timed_and_known() -> None:
+    model, x = Layers(), torch.randn(256, 64)
+    call = compiled(model, lowering="inductor", memory_budget=0.0)
+    train(model, call, x, MEASURING + 1)
+    truth = next(r.truth for r in reversed(graphremat.reports()) if r.truth is not None)
+    assert truth.peak_bytes == truth.generated_peak_bytes
+    assert truth.attributed_seconds > 0.9 * truth.call_seconds
+    assert any("cpp_fused" in c.text and "tanh" in c.ops and c.measured_seconds > 0 for c in truth.calls)
+    assert any(c.recomputed_seconds > 0 for c in truth.calls)
