@@ -133,14 +133,12 @@ def with_ticks(source: str, name: str, path: str = "<wrapper>") -> tuple[CodeTyp
             while pending and pending[0] < statement.lineno:
                 state["number"] = len(calls)
                 nodes = marks[pending.pop(0)]
-                calls.append(
-                    TimedCall(tuple(nodes.split(", ")) if nodes else (), lines[statement.lineno - 1].strip())
-                )
+                calls.append(TimedCall(tuple(nodes.split(", ")) if nodes else (), ""))
             if isinstance(statement, (ast.With, ast.If, ast.For)):
                 statement.body = ticking(statement.body)
             elif not isinstance(statement, ast.FunctionDef):
                 number = -1 if _is_bookkeeping(statement) else state["number"]
-                if number >= 0 and state["told"] != number:
+                if number >= 0 and not calls[number].text and _calls_a_kernel(statement):
                     calls[number] = TimedCall(calls[number].nodes, ast.unparse(statement))
                 if number != state["told"]:
                     found.append(_tick(number, statement))
@@ -158,9 +156,17 @@ def _is_bookkeeping(statement: ast.stmt) -> bool:
     """Allocations, frees, checks and the return: nothing that an op asks for."""
     if isinstance(statement, (ast.Delete, ast.Return)):
         return True
+    return _called(statement).startswith(("assert_", "empty_strided", "args."))
+
+
+def _calls_a_kernel(statement: ast.stmt) -> bool:
+    return _called(statement) not in ("", "reinterpret_tensor")
+
+
+def _called(statement: ast.stmt) -> str:
+    """The function that a statement calls."""
     value = statement.value if isinstance(statement, (ast.Expr, ast.Assign)) else None
-    called = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
-    return called.startswith(("assert_", "empty_strided", "args."))
+    return ast.unparse(value.func) if isinstance(value, ast.Call) else ""
 
 
 def _tick(number: int, at: ast.stmt) -> ast.stmt:

@@ -90,7 +90,9 @@ def attribute(
         again = [index for index in order if index in seen] if phase == "backward" else []
         seen.update(order)
         for call in timed:
-            indices = [op_of[name] for name in call.nodes if name in op_of and prices[op_of[name]]]
+            indices = _own(
+                [op_of[name] for name in call.nodes if name in op_of and prices[op_of[name]]], problem
+            )
             shares = {index: _next(prices[index]) for index in indices}
             price = sum(shares.values())
             second_time = sum(share for index, share in shares.items() if index in again)
@@ -118,6 +120,12 @@ def attribute(
         attributed,
         recomputed,
     )
+
+
+def _own(indices: list[int], problem: Problem) -> list[int]:
+    """Of the ops that a call is said to compute, those that it does: a library's kernel reads what others wrote."""
+    kernels = [index for index in indices if problem.ops[index].kind is Kind.KERNEL]
+    return kernels if kernels and problem.fuses else indices
 
 
 def _next(prices: list[float]) -> float:

@@ -18,6 +18,7 @@ without torch.
     True
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -136,6 +137,8 @@ class Table:
     is_pointwise: list[bool]
     """Its result may be left without a buffer."""
     reads_many: list[bool]
+    inputs: list[int]
+    """For each op, the inputs that it reads, through views or not: a bit each."""
     relays: npt.NDArray[np.bool_]
     scratch: npt.NDArray[np.int64]
     seconds: npt.NDArray[np.float64]
@@ -231,6 +234,8 @@ class Problem:
             return tuple((w, s if owned[s] else -1) for w in op.writes for s in (values[w].storage,))
 
         owned = [s.holder is Holder.GRAPH for s in storages]
+        bits = itertools.count()
+        bit = [1 << next(bits) if v.producer < 0 else 0 for v in values]
         views = [seen(op) if op.kind is Kind.VIEW else None for op in self.ops]
         plain = [
             links[0] if links and len(links) == len(op.reads) == 1 and links[0][1] >= 0 else None
@@ -247,6 +252,7 @@ class Problem:
             is_kernel=[op.kind is Kind.KERNEL or not self.fuses for op in self.ops],
             is_pointwise=[op.kind is Kind.FUSIBLE and self.fuses for op in self.ops],
             reads_many=[op.reads_many for op in self.ops],
+            inputs=[sum({bit[self.base[r]] for r in op.reads}) for op in self.ops],
             scratch=np.array([op.scratch_bytes for op in self.ops], dtype=np.int64),
             relays=np.array([op.relays for op in self.ops], dtype=np.bool_),
             seconds=np.array([op.seconds for op in self.ops], dtype=np.float64),

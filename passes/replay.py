@@ -35,8 +35,11 @@ from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Phase, Problem
 
 MANY_READS = 4
-"""A fused value with several readers gets a buffer once it stands for more buffers than this. It is the default of
-Inductor's ``realize_reads_threshold``."""
+"""A fused value with several readers gets a buffer once it stands for more buffers and inputs than this. It is the
+default of Inductor's ``realize_reads_threshold``."""
+
+FAR = 1 << 60
+"""The level of a reader behind a kernel of the plan, over which a fenced backward joins nothing."""
 
 UNOWNED = -1
 """In place of a buffer: the value is alive, in memory that the graph does not own."""
@@ -115,8 +118,10 @@ class _Tape:
         self.first: list[int] = []
         self.pinned: list[bool] = []
         """Read by a kernel, saved or given out: it needs a buffer of its own."""
+        self.stretch: list[int] = []
+        """How many kernels of its half of the step ran before a buffer was made."""
         self.reader_levels: list[list[int]] = []
-        """The level of each reader; for the results of pointwise ops alone."""
+        """The level of each reader, :data:`FAR` where the fence is between; for the results of pointwise ops alone."""
         self.reads: list[ReadRow] = []
         self.pointwise: list[PointwiseRow] = []
         self.to_end: list[int] = []
@@ -124,7 +129,7 @@ class _Tape:
         self._places: list[Place | None] = [(UNOWNED, 0) if v.producer < 0 else None for v in problem.values]
         """None for what is not alive."""
         fresh = self._places.copy()
-        self._run(plan.forward, 0, "forward")
+        self._run(plan.forward, 0, "forward", fenced=False)
         for value in problem.forward_outputs:
             self._keep_to_end(value, "the output {} is not alive at the end of the forward")
         for value in plan.saved:
@@ -134,7 +139,9 @@ class _Tape:
             if place[0] >= 0:
                 self.pinned[place[0]] = True
         self._places = fresh
-        self._run(plan.backward, self.forward_length, "backward")
+        again = set(plan.forward).intersection(plan.backward)
+        recomputes = any(problem.table.views[index] is None for index in again)
+        self._run(plan.backward, self.forward_length, "backward", fenced=recomputes)
         for value in problem.backward_outputs:
             self._keep_to_end(value, "the gradient {} is not alive at the end")
 
@@ -150,13 +157,17 @@ class _Tape:
             self.pinned[buffer] = True
             self.to_end.append(buffer)
 
-    def _run(self, part: tuple[int, ...], start: int, side: str) -> None:
-        """Walk one side of the plan. Planning spends much of its time in this loop, hence the many local names."""
+    def _run(self, part: tuple[int, ...], start: int, side: str, *, fenced: bool) -> None:
+        """Walk one side of the plan; a backward that recomputes is fenced (:mod:`graphremat.fence`).
+
+        Planning spends much of its time in this loop, hence the many local names.
+        """
         table = self.problem.table
         plain_views, views_of, reads_of, makes_of = table.plain_views, table.views, table.reads, table.makes
         is_kernel, is_pointwise = table.is_kernel, table.is_pointwise
         places, storage, first, pinned = self._places, self.storage, self.first, self.pinned
         reader_levels, reads, pointwise = self.reader_levels, self.reads, self.pointwise
+        made_in, stretch = self.stretch, 0
         unasked: list[int] = []
         for position, index in enumerate(part, start):
             plain = plain_views[index]
@@ -185,9 +196,10 @@ class _Tape:
                 continue
             kernel, fusible = is_kernel[index], is_pointwise[index]
             for buffer in buffers:
-                reader_levels[buffer].append(level)
+                reader_levels[buffer].append(FAR if fenced and made_in[buffer] != stretch else level)
                 if kernel:
                     pinned[buffer] = True
+            stretch += kernel
             made = UNOWNED
             for write, block in makes_of[index]:
                 if block < 0:
@@ -199,6 +211,7 @@ class _Tape:
                     made = buffer
                 storage.append(block)
                 first.append(position)
+                made_in.append(stretch)
                 pinned.append(not fusible)
                 reader_levels.append([] if fusible else unasked)
             if buffers:
@@ -218,20 +231,27 @@ Fused: TypeAlias = dict[int, Sequence[int]]
 def _fuse(tape: _Tape) -> Fused:
     """Find out which buffers do not exist."""
     pinned, reader_levels, reads_many = tape.pinned, tape.reader_levels, tape.problem.table.reads_many
+    inputs_of = tape.problem.table.inputs
     fused: Fused = {}
+    inputs: dict[int, int] = {}
+    """For each buffer that does not exist, the inputs that its readers read in its place: a bit each."""
     stands_for: Sequence[int]
     for _, op, buffer, read, level in tape.pointwise:
         if pinned[buffer]:
             continue
-        stands_for = read
+        stands_for, outside = read, inputs_of[op]
         for source in read:
             if source in fused:
                 stands_for = _union([fused.get(b, (b,)) for b in read]) if len(read) > 1 else fused[source]
+                for inner in read:
+                    outside |= inputs.get(inner, 0)
                 break
         levels = reader_levels[buffer]
-        if len(levels) > 1 and (len(stands_for) > MANY_READS or reads_many[op]) and max(levels) > level:
+        heavy = reads_many[op] or len(stands_for) + outside.bit_count() > MANY_READS
+        if heavy and len(levels) > 1 and max(levels) > level:
             continue
         fused[buffer] = stands_for
+        inputs[buffer] = outside
     return fused
 
 

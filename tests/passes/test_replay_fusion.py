@@ -93,8 +93,10 @@ class Account:
             return True
         if buffer in self.kept | self.given_out or any(self._is_kernel(r) for r in readers):
             return True
-        heavy = op.reads_many or len(self.stands_for(buffer)) > MANY_READS
-        behind = any(self.levels[r] != self.levels[buffer.position] for r in readers)
+        heavy = op.reads_many or len(self.stands_for(buffer)) + len(self.inputs_for(buffer)) > MANY_READS
+        behind = any(
+            self.levels[r] != self.levels[buffer.position] or self.fenced(buffer, r) for r in readers
+        )
         return heavy and len(readers) > 1 and behind
 
     def stands_for(self, buffer: Buffer) -> set[Buffer]:
@@ -104,6 +106,23 @@ class Account:
             for operand in self.reads[buffer.position]
             for source in ({operand} if self.exists(operand) else self.stands_for(operand))
         }
+
+    def fenced(self, buffer: Buffer, reader: int) -> bool:
+        """Whether a kernel of a backward that recomputes runs between a buffer's op and a reader."""
+        again = {self.problem.ops[i].kind for i in set(self.plan.forward) & set(self.plan.backward)}
+        if not again - {Kind.VIEW} or buffer.position < self.split:
+            return False
+        return any(
+            self._is_kernel(between) and self.step[between].kind is not Kind.VIEW
+            for between in range(buffer.position, reader)
+        )
+
+    def inputs_for(self, buffer: Buffer) -> set[int]:
+        """The inputs that a reader reads if this one does not exist."""
+        bases = {self.problem.base[read] for read in self.step[buffer.position].reads}
+        found = {base for base in bases if self.problem.values[base].producer < 0}
+        hidden = [operand for operand in self.reads[buffer.position] if not self.exists(operand)]
+        return found.union(*(self.inputs_for(operand) for operand in hidden))
 
     def runs_inside(self, position: int) -> bool:
         """Whether an op is part of the kernels that read it."""
@@ -205,11 +224,14 @@ def test_equals_the_account(step: tuple[Problem, Plan]) -> None:
 
 
 def test_what_stands_for_many_buffers_gets_one_if_a_reader_lies_behind_a_kernel() -> None:
-    for count, behind in itertools.product((MANY_READS, MANY_READS + 1), (False, True)):
+    for count, behind, params in itertools.product((MANY_READS, MANY_READS + 1), (False, True), range(3)):
         b = Builder()
         x = b.input("x", 1)
-        parts = [b.op(f"part{n}", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=10) for n in range(count)]
-        total = b.op("total", parts, Kind.FUSIBLE, Phase.FORWARD, size_bytes=100)
+        inputs = [b.input(f"w{n}", 1) for n in range(params)]
+        parts = [
+            b.op(f"part{n}", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=10) for n in range(count - params)
+        ]
+        total = b.op("total", [*parts, *inputs], Kind.FUSIBLE, Phase.FORWARD, size_bytes=100)
         first = b.op("first", [total], Kind.REDUCTION, Phase.FORWARD, size_bytes=1)
         other = b.op("other", [first], Kind.KERNEL, Phase.FORWARD, size_bytes=1) if behind else first
         second = b.op("second", [total, other], Kind.REDUCTION, Phase.FORWARD, size_bytes=1)
