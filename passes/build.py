@@ -86,7 +86,6 @@ class _Reader:
         self._fuses = fuses
         self._hint = size_hint
         self._measured = measured
-        self._builder = Builder(fuses=fuses)
         self._value_of: dict[fx.Node, int] = {}
         self._results: dict[fx.Node, list[int]] = {}
         """Values of a multi-output op by position; -1 for what is not a tensor."""
@@ -97,6 +96,7 @@ class _Reader:
         self._sizes: dict[str, int] = {}
         tensors = (t for node in joint.module.graph.nodes for t in tensors_in(node.meta.get("val")))
         self._on_cpu = all(t.device.type in ("cpu", "meta") for t in tensors)
+        self._builder = Builder(fuses=fuses, groups=fuses and self._on_cpu)
 
     def read(self, node: fx.Node) -> None:
         val = node.meta.get("val")

@@ -150,7 +150,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Problem:
-    """Forward and backward ops in a fixed order. ``fuses`` tells whether the lowering joins ops into kernels."""
+    """Forward and backward ops in a fixed order.
+
+    ``fuses`` tells whether the lowering joins ops into kernels. ``groups`` tells whether all that runs between two
+    kernels of their own is one function besides, as Inductor has it on a CPU: what any of it reads or writes is alive
+    until all of it has run.
+    """
 
     storages: tuple[Storage, ...]
     values: tuple[Value, ...]
@@ -158,6 +163,7 @@ class Problem:
     forward_outputs: tuple[int, ...]
     backward_outputs: tuple[int, ...]
     fuses: bool = True
+    groups: bool = False
 
     @cached_property
     def input_bytes(self) -> int:
@@ -293,6 +299,7 @@ class Problem:
         body = {
             "format": FORMAT,
             "fuses": self.fuses,
+            "groups": self.groups,
             "forward_outputs": self.forward_outputs,
             "backward_outputs": self.backward_outputs,
             "storages": [asdict(s) for s in self.storages],
@@ -329,6 +336,7 @@ class Problem:
             forward_outputs=tuple(body["forward_outputs"]),
             backward_outputs=tuple(body["backward_outputs"]),
             fuses=body["fuses"],
+            groups=body.get("groups", False),
         )
 
 
@@ -370,11 +378,12 @@ def check_problem(problem: Problem) -> None:
 class Builder:
     """Builds a :class:`Problem` op by op; used by the FX reader and by tests. Values are returned as indices."""
 
-    def __init__(self, *, fuses: bool = True) -> None:
+    def __init__(self, *, fuses: bool = True, groups: bool = False) -> None:
         self._storages: list[Storage] = []
         self._values: list[Value] = []
         self._ops: list[Op] = []
         self._fuses = fuses
+        self._groups = groups
 
     def storage(self, name: str, size_bytes: int, holder: Holder = Holder.GRAPH, size: str = "") -> int:
         """Add a storage and return its index."""
@@ -454,6 +463,7 @@ class Builder:
             tuple(forward_outputs),
             tuple(backward_outputs),
             self._fuses,
+            self._groups,
         )
         check_problem(problem)
         return problem

@@ -72,7 +72,7 @@ def relax_fusion(problem: Problem) -> Relaxation:
         for i, op in enumerate(problem.ops)
     )
     storages = tuple(replace(s, size_bytes=0) if i in zero else s for i, s in enumerate(problem.storages))
-    relaxed = replace(problem, ops=ops, storages=storages, fuses=False)
+    relaxed = replace(problem, ops=ops, storages=storages, fuses=False, groups=False)
     return Relaxation(
         relaxed,
         in_place=frozenset(i for i, v in first.items() if i not in virtual and _may_overwrite(problem, i, v)),

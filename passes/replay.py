@@ -56,6 +56,7 @@ class Replay:
     ``curve[i]`` is what is alive while the ``i``-th op of ``plan.forward + plan.backward`` runs, in bytes, everything
     counted, and ``op_seconds[i]`` what it takes. ``seconds`` is the whole step as modelled, ``recompute_seconds`` the
     part that runs a second time.
+    ``moments[i]`` numbers when it runs, one number for all that run in one function.
     ``storages``, ``firsts`` and ``lasts`` have an entry for every buffer.
     """
 
@@ -68,6 +69,7 @@ class Replay:
     recompute_seconds: float
     recompute_flops: int
     op_seconds: npt.NDArray[np.float64]
+    moments: npt.NDArray[np.int64]
     storages: npt.NDArray[np.int64]
     firsts: npt.NDArray[np.int64]
     lasts: npt.NDArray[np.int64]
@@ -85,10 +87,11 @@ class Replay:
 
     def alive_at(self, problem: Problem, position: int) -> list[tuple[str, int]]:
         """``(name, bytes)`` of the graph's buffers alive while the op at ``position`` runs, largest first."""
+        moments, now = self.moments.tolist(), self.moments[position]
         alive = [
             (problem.storages[s].name, problem.storages[s].size_bytes)
             for s, first, last in self.lifetimes
-            if first <= position <= last and problem.storages[s].size_bytes
+            if moments[first] <= now <= moments[last] and problem.storages[s].size_bytes
         ]
         return sorted(alive, key=lambda item: (-item[1], item[0]))
 
@@ -292,11 +295,11 @@ def replay(problem: Problem, plan: Plan) -> Replay:
     storage, first, last = (_column(c) for c in (tape.storage, tape.first, _last_uses(tape, fused)))
     size = problem.table.storage_bytes[storage]
 
+    sequence = _column([*plan.forward, *plan.backward])
+    moments = _moments(problem, sequence, tape.forward_length)
     change = np.zeros(tape.length + 1, dtype=np.int64)
-    np.add.at(change, first[exists], size[exists])
-    np.add.at(change, last[exists] + 1, -size[exists])
-    curve = problem.input_bytes + np.cumsum(change)[: tape.length]
-    curve[tape.forward_length :] += problem.table.engine_bytes
+    np.add.at(change, moments[first[exists]], size[exists])
+    np.add.at(change, moments[last[exists]] + 1, -size[exists])
 
     # a pointwise kernel writes over an operand that dies with it, if size and order are equal
     relays = problem.table.relays
@@ -305,9 +308,11 @@ def replay(problem: Problem, plan: Plan) -> Replay:
     wanted = np.full(tape.length, -1, dtype=np.int64)
     wanted[first[written]] = size[written]
     dying = np.flatnonzero(~given_out & (first < last))
-    dying = dying[size[dying] == wanted[last[dying]]]
-    curve[np.unique(last[dying])] -= wanted[np.unique(last[dying])]
-    sequence = _column([*plan.forward, *plan.backward])
+    overwriting = np.unique(last[dying[size[dying] == wanted[last[dying]]]])
+    np.subtract.at(change, moments[overwriting], wanted[overwriting])
+    np.add.at(change, moments[overwriting] + 1, wanted[overwriting])
+    curve = problem.input_bytes + np.cumsum(change)[moments]
+    curve[tape.forward_length :] += problem.table.engine_bytes
     curve += problem.table.scratch[sequence]
 
     peak_position = int(curve.argmax()) if tape.length else 0
@@ -323,10 +328,24 @@ def replay(problem: Problem, plan: Plan) -> Replay:
         recompute_seconds=_in_order(op_seconds[again]),
         recompute_flops=int(problem.table.flops[sequence[again]].sum()),
         op_seconds=op_seconds,
+        moments=moments,
         storages=storage[exists],
         firsts=first[exists],
         lasts=last[exists],
     )
+
+
+def _moments(problem: Problem, sequence: npt.NDArray[np.int64], split: int) -> npt.NDArray[np.int64]:
+    """The number of the moment at which each op runs: its position, or one for all that run in one function."""
+    if not problem.groups:
+        return np.arange(len(sequence))
+    alone = np.array(problem.table.is_kernel, dtype=np.bool_)[sequence]
+    begins = alone.copy()
+    begins[1:] |= alone[:-1]
+    begins[:1] = False
+    if 0 < split < len(sequence):
+        begins[split] = True
+    return np.cumsum(begins, dtype=np.int64)
 
 
 def _column(numbers: list[int]) -> npt.NDArray[np.int64]:
