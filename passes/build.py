@@ -16,7 +16,7 @@ from graphremat.passes.costs import op_cost
 from graphremat.passes.devices import Device
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.hints import SizeHint, symbol_hints
-from graphremat.passes.kinds import op_name, problem_kind, tensors_in
+from graphremat.passes.kinds import op_name, problem_kind, replays_from_seed, tensors_in
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
 from graphremat.passes.scratch import scratch_bytes
 
@@ -144,6 +144,7 @@ class _Reader:
                 fused_seconds=cost.arithmetic_seconds,
                 flops=cost.flops,
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
+                written_out=replays_from_seed(node),
                 relays=_relays(node),
                 scratch_bytes=_scratch_bytes(node) if self._on_cpu else 0,
                 keep=self._joint.keep.get(node, ""),

@@ -106,6 +106,8 @@ class Op:
     reads_many: bool = False
     """Not to be repeated in every reader (too heavy, or of random numbers); a fusing compiler gives it a buffer when it
     has several readers."""
+    written_out: bool = False
+    """A fusing compiler gives its result a buffer unless all its readers run in the same kernel, be it one reader."""
     relays: bool = False
     """It reads an operand in another order than it writes its result, which so cannot take the operand's place."""
     scratch_bytes: int = 0
@@ -137,6 +139,7 @@ class Table:
     is_pointwise: list[bool]
     """Its result may be left without a buffer."""
     reads_many: list[bool]
+    written_out: list[bool]
     inputs: list[int]
     """For each op, the inputs that it reads, through views or not: a bit each."""
     relays: npt.NDArray[np.bool_]
@@ -258,6 +261,7 @@ class Problem:
             is_kernel=[op.kind is Kind.KERNEL or not self.fuses for op in self.ops],
             is_pointwise=[op.kind is Kind.FUSIBLE and self.fuses for op in self.ops],
             reads_many=[op.reads_many for op in self.ops],
+            written_out=[op.written_out for op in self.ops],
             inputs=[sum({bit[self.base[r]] for r in op.reads}) for op in self.ops],
             scratch=np.array([op.scratch_bytes for op in self.ops], dtype=np.int64),
             relays=np.array([op.relays for op in self.ops], dtype=np.bool_),

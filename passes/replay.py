@@ -233,6 +233,33 @@ Fused: TypeAlias = dict[int, Sequence[int]]
 
 def _fuse(tape: _Tape) -> Fused:
     """Find out which buffers do not exist."""
+    fused = _join(tape)
+    written_out = _read_elsewhere(tape, fused)
+    for buffer in written_out:
+        tape.pinned[buffer] = True
+    return _join(tape) if written_out else fused
+
+
+def _read_elsewhere(tape: _Tape, fused: Fused) -> list[int]:
+    """The buffers of ops that are written out for readers in other kernels, be it through values that do not exist."""
+    written_out = tape.problem.table.written_out
+    asked = [
+        (buffer, level) for _, op, buffer, _, level in tape.pointwise if written_out[op] and buffer in fused
+    ]
+    if not asked:
+        return []
+    farthest: dict[int, int] = {}
+    """For each buffer, the highest level of what reads it through values that do not exist."""
+    for _, buffers, made in reversed(tape.reads):
+        if made in fused:
+            level = max((farthest.get(made, 0), *tape.reader_levels[made]))
+            for buffer in buffers:
+                farthest[buffer] = max(farthest.get(buffer, 0), level)
+    return [b for b, level in asked if max((farthest.get(b, 0), *tape.reader_levels[b])) > level]
+
+
+def _join(tape: _Tape) -> Fused:
+    """The buffers that do not exist, were no op's result written out for other kernels."""
     pinned, reader_levels, reads_many = tape.pinned, tape.reader_levels, tape.problem.table.reads_many
     inputs_of = tape.problem.table.inputs
     fused: Fused = {}

@@ -273,6 +273,8 @@ class Search:
         """Values alive but idle at positions of ``over``, with the step of their last use before them (-1: forward),
         and their bytes times the number of these positions."""
         problem, split = self.problem, state.replay.forward_length
+        moments = state.replay.moments.tolist()
+        over = sorted({moments[position] for position in over})
         touched: dict[int, list[int]] = {}
         for position, index in enumerate((*state.plan.forward, *state.plan.backward)):
             op = problem.ops[index]
@@ -288,12 +290,12 @@ class Search:
             if not problem.storages[storage].size_bytes or (storage in outputs and first < split):
                 continue
             values = self._evictable.get(storage)
-            if not values or bisect_right(over, first) == bisect_left(over, last):
+            if not values or bisect_right(over, moments[first]) == bisect_left(over, moments[last]):
                 continue
             uses = touched[storage]
             uses = uses[bisect_left(uses, first) : bisect_right(uses, last)]
             for use, following in itertools.pairwise(uses):
-                count = bisect_left(over, following) - bisect_right(over, use)
+                count = bisect_left(over, moments[following]) - bisect_right(over, moments[use])
                 before, after = step_of(use), step_of(following)
                 if count > 0 and before < after:
                     for value in values:

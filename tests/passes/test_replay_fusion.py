@@ -36,7 +36,19 @@ class Account:
         self.levels: list[int] = []
         self.given_out: set[Buffer] = set()
         self.kept: set[Buffer] = set()
+        self.written_out: set[Buffer] = set()
         self._follow()
+        written = [made[0] for op, made in zip(self.step, self.made, strict=True) if op.written_out and made]
+        self.written_out = {b for b in written if not self.exists(b) and self.is_read_elsewhere(b)}
+
+    def is_read_elsewhere(self, buffer: Buffer) -> bool:
+        """Whether another kernel reads it, or reads what it stands for."""
+        return any(
+            self.levels[r] != self.levels[buffer.position]
+            or self.fenced(buffer, r)
+            or (self.runs_inside(r) and self.is_read_elsewhere(self.made[r][0]))
+            for r in self.readers(buffer)
+        )
 
     def _follow(self) -> None:
         """Walk the step with what each value is at the moment: its buffer (None if it is another's) and its level."""
@@ -91,7 +103,9 @@ class Account:
         op, readers = self.step[buffer.position], self.readers(buffer)
         if op.kind is not Kind.FUSIBLE or not self.problem.fuses or buffer != self.made[buffer.position][0]:
             return True
-        if buffer in self.kept | self.given_out or any(self._is_kernel(r) for r in readers):
+        if buffer in self.kept | self.given_out | self.written_out or any(
+            self._is_kernel(r) for r in readers
+        ):
             return True
         heavy = op.reads_many or len(self.stands_for(buffer)) + len(self.inputs_for(buffer)) > MANY_READS
         behind = any(
@@ -184,12 +198,13 @@ def steps(draw: st.DrawFn) -> tuple[Problem, Plan]:
     of the forward once more, anywhere."""
     problem = draw(problems(longest=10))
     some = st.sets(st.integers(0, len(problem.ops) - 1))
-    heavy, relaying, needing = draw(some), draw(some), draw(some)
+    heavy, relaying, needing, written = draw(some), draw(some), draw(some), draw(some)
     ops = tuple(
         replace(
             op,
             reads_many=index in heavy,
             relays=index in relaying,
+            written_out=index in written,
             scratch_bytes=3 * (index in needing),
             flops=index + 1,
         )
