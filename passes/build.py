@@ -5,13 +5,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import Any
 
 import torch
 import torch.fx as fx
 
 from graphremat.passes import torch_private as private
-from graphremat.passes.buffers import CONVOLUTIONS, is_mask
+from graphremat.passes.buffers import is_mask
 from graphremat.passes.classify import JointGraph
 from graphremat.passes.costs import op_cost
 from graphremat.passes.devices import Device
@@ -147,7 +146,7 @@ class _Reader:
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
                 written_out=replays_from_seed(node),
                 relays=_relays(node),
-                scratch_bytes=_scratch_bytes(node, generated=self._fuses) if self._on_cpu else 0,
+                scratch_bytes=_scratch_bytes(node) if self._on_cpu else 0,
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, ""),
             )
@@ -220,29 +219,13 @@ class _Reader:
         return list(dict.fromkeys(found))
 
 
-def _scratch_bytes(node: fx.Node, *, generated: bool) -> int:
-    """What the op allocates for itself on a CPU; 0 where its sizes are symbolic.
-
-    In ``generated`` code, images and weights of convolutions are in channels-last order: what comes in otherwise is
-    copied for each of them.
-    """
+def _scratch_bytes(node: fx.Node) -> int:
+    """What the op allocates for itself on a CPU; 0 where its sizes are symbolic."""
     args = fx.node.map_arg(node.args, lambda operand: operand.meta.get("val"))
     sizes = [size for t in tensors_in(args) for size in (*t.shape, *t.stride())]
     if any(isinstance(size, torch.SymInt) for size in sizes):
         return 0
-    copies = 0
-    if generated and node.target in CONVOLUTIONS:
-        inputs = [operand.meta.get("val") for operand in node.all_input_nodes if operand.op == "placeholder"]
-        copies = sum(t.nbytes for t in tensors_in(inputs) if t.dim() == 4 and _channels_last(t) is not t)
-        args = fx.node.map_aggregate(args, _channels_last)
-    return copies + scratch_bytes(str(node.target), args)
-
-
-def _channels_last(arg: Any) -> Any:
-    """The tensor itself if it is no image or lies in memory that way already."""
-    if not isinstance(arg, torch.Tensor) or arg.dim() != 4:
-        return arg
-    return arg.contiguous(memory_format=torch.channels_last)
+    return scratch_bytes(str(node.target), args)
 
 
 def _relays(node: fx.Node) -> bool:

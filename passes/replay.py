@@ -132,7 +132,7 @@ class _Tape:
         self._places: list[Place | None] = [(UNOWNED, 0) if v.producer < 0 else None for v in problem.values]
         """None for what is not alive."""
         fresh = self._places.copy()
-        self._run(plan.forward, 0, "forward", fenced=False)
+        self._run(plan.forward, 0, "forward", fenced=True)
         for value in problem.forward_outputs:
             self._keep_to_end(value, "the output {} is not alive at the end of the forward")
         for value in plan.saved:
@@ -161,7 +161,9 @@ class _Tape:
             self.to_end.append(buffer)
 
     def _run(self, part: tuple[int, ...], start: int, side: str, *, fenced: bool) -> None:
-        """Walk one side of the plan; a backward that recomputes is fenced (:mod:`graphremat.fence`).
+        """Walk one side of the plan. Where it is ``fenced``, nothing is joined over a kernel: the backward that
+        recomputes is (:mod:`graphremat.fence`), and in the forward, which is in the order of the model, Inductor hardly
+        does.
 
         Planning spends much of its time in this loop, hence the many local names.
         """
