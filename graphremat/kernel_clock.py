@@ -5,9 +5,8 @@ one, with a look at the clock between the calls; before and after it is what Ind
 is in comments that were written when the code was generated (:func:`torch_private.origins_in_comments`). A graph that
 is run op by op is timed node by node.
 
-What it relies on of torch: the wrapper of a compiled graph is the method ``call`` of a class ``Runner`` in a module
-whose file is named after the graph's cache key. Where that is not so (CUDA graphs, another kind of wrapper), nothing is
-timed.
+What it relies on of torch is in :func:`torch_private.wrapper_function`. Where there is no such function (another kind
+of wrapper), or where it is not called anew each time (CUDA graphs), nothing is timed.
 """
 
 import ast

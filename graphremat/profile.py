@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from graphremat import report as reporting
+from graphremat.dumps import Dumps
+from graphremat.errors import DumpError
 from graphremat.kernel_clock import Code, Stopwatch
 from graphremat.measure import MeasurementError, byte_curve
 from graphremat.passes import torch_private as private
@@ -95,6 +98,11 @@ class Profiled:
         assert measured.report is not None
         reporting.record(measured.report)
         log.info("graph %d in real steps:\n%s", report.graph, truth)
+        if report.dump_dir is not None:
+            try:
+                Dumps(Path(report.dump_dir).parent, report.graph).write("70-truth.md", truth.to_markdown)
+            except DumpError as error:  # training goes on
+                log.warning("%s", error)
         self._taken.clear()
         return self._settled(measured, found)
 

@@ -81,6 +81,19 @@ class Truth:
         ]
         return "\n".join(lines)
 
+    def to_markdown(self) -> str:
+        """``70-truth.md``: what was measured, and every call of the code with what its ops were priced at, the
+        slowest first."""
+        head = "| phase | measured ms | planned ms | of it run again ms | call | ops |"
+        rows = [
+            f"| {c.phase} | {c.measured_seconds * 1e3:.3f} | {c.priced_seconds * 1e3:.3f} "
+            f"| {c.recomputed_seconds * 1e3:.3f} | `{c.text}` | {', '.join(c.ops)} |"
+            for c in sorted(self.calls, key=lambda call: -call.measured_seconds)
+        ]
+        return "\n".join(
+            ["# Measured in real steps", "", "```", str(self), "```", "", head, "| --- " * 6 + "|", *rows, ""]
+        )
+
 
 @dataclass(frozen=True)
 class SymbolicSize:

@@ -587,8 +587,9 @@ def origin_names(scheduler_node: Any) -> list[str]:
 
 # ---- Inductor: which nodes a call of its code computes ---------------------------------------------------------------
 # Relied on: a kernel's call is written right after `define_kernel(source, nodes, ...)` of the device's scheduling; a
-# library's in `Scheduler.codegen_extern_call(node)`; a comment written before it stays before it. `CompiledFxGraph` has
-# the `cache_key` that the module of its wrapper is named after, and `PyCodeCache` has that module.
+# library's in `Scheduler.codegen_extern_call(node)`; a comment written before it stays before it. `CompiledFxGraph`
+# calls the method `Runner.call` of the wrapper's module; where something stands between, it has the `cache_key` that
+# the module is named after, unless caches are off, and `PyCodeCache` has that module.
 
 ORIGINS = "# graphremat: "
 """Starts the comment before a call, which names the nodes of the graph that the call computes."""
@@ -641,6 +642,9 @@ def wrapper_function(compiled: Any) -> Any:
     """The Python function that runs a graph which Inductor compiled; None where there is no such function."""
     from torch._inductor.codecache import PyCodeCache
 
+    called = getattr(getattr(compiled, "current_callable", None), "__func__", None)
+    if getattr(called, "__qualname__", "") == "Runner.call":
+        return called
     key = getattr(compiled, "cache_key", None)
     for module in reversed(PyCodeCache.modules):
         if key and Path(str(module.__file__)).stem == key:

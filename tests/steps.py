@@ -8,13 +8,14 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from graphremat.lowering import GeneratedCode, generate_step_code, output_names
+from graphremat.lowering import GeneratedCode, generate_step_code, keep_saved_inputs, output_names
 from graphremat.passes.torch_private import (
     CustomPartitionerFn,
     aot_autograd,
     boxed,
     compile_fx,
     compile_fx_inner,
+    origins_in_comments,
     torch_partition,
 )
 from graphremat.truth import StepTruth, dry_run_graphs, step_truth
@@ -134,10 +135,13 @@ class _Partitioner(CustomPartitionerFn):
 
 
 def with_inductor(model: nn.Module, observed: Observed) -> Callable[..., Any]:
-    """The model compiled by Inductor, without any cache of graphs."""
+    """The model compiled by Inductor, as the backend has it do so, without any cache of graphs."""
 
     def inner_compile(gm: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
-        compiled = compile_fx_inner(gm, inputs, **kwargs)
+        if not kwargs.get("is_backward"):
+            keep_saved_inputs(gm)
+        with origins_in_comments():
+            compiled = compile_fx_inner(gm, inputs, **kwargs)
         observed.sources.append(compiled.source_code)
         return compiled
 

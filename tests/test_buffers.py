@@ -14,6 +14,7 @@ from bench.networks import NETWORKS
 from bench.uncompiled import planned
 from graphremat.passes.buffers import REALIZE, keep_buffers
 from graphremat.passes.problem import Problem
+from graphremat.units import parse_bytes
 
 
 class Chunked(nn.Module):
@@ -121,6 +122,6 @@ def test_images_are_left_alone_where_there_are_convolutions() -> None:
 def test_the_bench_shows_the_peaks_with_and_without_the_fence(capsys: pytest.CaptureFixture[str]) -> None:
     assert fence.main(["--networks", "linear_stack"]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if "linear_stack" in line]
-    planned_peak, fenced, free = (cell.strip() for cell in re.split("[│|]", row)[2:5])
-    assert planned_peak == fenced
-    assert free.endswith("iB")
+    planned_peak, fenced, free = (parse_bytes(cell.strip()) for cell in re.split("[│|]", row)[2:5])
+    assert planned_peak == pytest.approx(fenced, rel=0.05)  # with this machine's prices, whatever the plan
+    assert free > 0

@@ -110,6 +110,7 @@ def test_the_corrected_plan_is_kept_if_it_is_faster(
     assert report.budget_bytes == 900 * 1024
     assert report.generated_peak_bytes <= report.budget_bytes
     first = next(r for r in reversed(graphremat.reports()) if r.truth and not r.timed_plans)
+    assert "| backward |" in Path(str(first.dump_dir), "70-truth.md").read_text()
     saved = [Path(str(r.dump_dir), "saved.md").read_text().count("sigmoid") for r in (first, report)]
     assert (saved[1] > saved[0]) == corrected
 
@@ -193,10 +194,12 @@ def test_ticks_lie_between_the_calls() -> None:
 
 
 @pytest.mark.inductor
-def test_inductors_kernels_are_timed_and_known() -> None:
+@pytest.mark.parametrize("caches", [True, False])
+def test_inductors_kernels_are_timed_and_known(caches: bool) -> None:
     model, x = Layers(), torch.randn(256, 64)
     call = compiled(model, lowering="inductor", memory_budget=0.0)
-    train(model, call, x, MEASURING + 1)
+    with torch.compiler.config.patch(force_disable_caches=not caches):
+        train(model, call, x, MEASURING + 1)
     truth = next(r.truth for r in reversed(graphremat.reports()) if r.truth is not None)
     assert truth.peak_bytes == truth.generated_peak_bytes
     assert truth.attributed_seconds > 0.9 * truth.call_seconds

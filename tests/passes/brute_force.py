@@ -45,7 +45,9 @@ class _Game:
         self.outputs = {problem.base[v] for v in problem.forward_outputs} & self.of_forward
         self.wanted = {problem.base[v] for v in problem.backward_outputs}
         self.watched = {f for done in range(len(self.backward) + 1) for f in self.views_before(done)}
-        self.watched |= {f for op in ops for f in self.beside(op.reads)}
+        self.watched |= {f for op in ops for f in self.beside(op.reads)} | self.beside(
+            problem.backward_outputs
+        )
         self.watched |= {w for i in self.again if ops[i].keep for w in ops[i].writes}
 
     def size(self, values: Iterable[int]) -> int:

@@ -1,0 +1,36 @@
+"""The comparison of planned and measured steps: its figure on rows made by hand, and one run from networks to table."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bench import step_times
+from bench.step_times import TORCH, StepTime, correlation
+
+
+def row(planned: float | None, measured: float) -> StepTime:
+    return StepTime("n", "tiny", TORCH if planned is None else "model", 0.5, planned, measured, 0.0, "", 1)
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"), [((1.0, 2.0, 3.0), 1.0), ((3.0, 2.0, 1.0), -1.0), ((1.0, 3.0, 2.0), 0.5)]
+)
+def test_the_ranks_are_compared(measured: tuple[float, ...], expected: float) -> None:
+    rows = [row(None, 9.0), *(row(1.0 + k, taken) for k, taken in enumerate(measured))]
+    assert correlation(rows) == pytest.approx(expected)
+
+
+def test_plans_that_are_planned_alike_are_in_no_wrong_order() -> None:
+    assert correlation([row(1.0, 1.0), row(1.0, 2.0)]) == 1.0
+
+
+def test_a_run_from_network_to_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "rows.jsonl"
+    arguments = ["--networks", "linear_stack", "--size", "one_block", "--plans", "3", "--rounds", "1"]
+    step_times.main([*arguments, "--lowering", "aot_eager", "--out", str(out)])
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [r["fraction"] for r in rows] == [1.0, 0.5, 0.0]
+    assert all(r["measured_seconds"] > 0 and r["planned_seconds"] > 0 for r in rows)
+    assert rows[0]["planned_seconds"] <= rows[-1]["planned_seconds"]
+    assert "rank correlation" in capsys.readouterr().out
