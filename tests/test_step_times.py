@@ -10,7 +10,9 @@ from bench.step_times import TORCH, StepTime, correlation
 
 
 def row(planned: float | None, measured: float) -> StepTime:
-    return StepTime("n", "tiny", TORCH if planned is None else "model", 0.5, planned, measured, 0.0, "", 1)
+    return StepTime(
+        "n", "tiny", TORCH if planned is None else "model", 0.5, planned, measured, measured, 0.0, "", 1
+    )
 
 
 @pytest.mark.parametrize(
