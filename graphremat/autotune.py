@@ -2,7 +2,8 @@
 
 Every step that is timed is a real one: whichever plan runs it, its gradients are right, so no step is lost, and nothing
 is held in memory beside what training holds. A plan is compiled when its first turn comes. All plans that take turns
-have peaks no higher than the one that the model would choose, and save no more, so the budget is kept all along.
+have peaks no higher than the one that the model would choose, and save no more, or are planned for the same budget, so
+that is kept all along.
 """
 
 import logging

@@ -18,7 +18,6 @@ without torch.
     True
 """
 
-import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -243,8 +242,7 @@ class Problem:
             return tuple((w, s if owned[s] else -1) for w in op.writes for s in (values[w].storage,))
 
         owned = [s.holder is Holder.GRAPH for s in storages]
-        bits = itertools.count()
-        bit = [1 << next(bits) if v.producer < 0 else 0 for v in values]
+        bit = [1 << number if v.producer < 0 else 0 for number, v in enumerate(values)]
         views = [seen(op) if op.kind is Kind.VIEW else None for op in self.ops]
         plain = [
             links[0] if links and len(links) == len(op.reads) == 1 and links[0][1] >= 0 else None

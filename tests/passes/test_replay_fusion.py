@@ -122,9 +122,9 @@ class Account:
         }
 
     def fenced(self, buffer: Buffer, reader: int) -> bool:
-        """Whether a kernel of a backward that recomputes runs between a buffer's op and a reader."""
+        """Whether a kernel runs between a buffer's op and a reader: in the forward, or a backward that recomputes."""
         again = {self.problem.ops[i].kind for i in set(self.plan.forward) & set(self.plan.backward)}
-        if not again - {Kind.VIEW} or buffer.position < self.split:
+        if buffer.position >= self.split and not again - {Kind.VIEW}:
             return False
         return any(
             self._is_kernel(between) and self.step[between].kind is not Kind.VIEW
@@ -155,6 +155,31 @@ class Account:
         ]
         return max(uses, default=buffer.position)
 
+    def one_function(self, now: int) -> range:
+        """The positions of what runs in one function with the op at ``now``: in groups, all between two kernels."""
+        first = last = now
+        if self.problem.groups and not self._is_kernel(now):
+            while first not in (0, self.split) and not self._is_kernel(first - 1):
+                first -= 1
+            while last + 1 not in (self.split, len(self.step)) and not self._is_kernel(last + 1):
+                last += 1
+        return range(first, last + 1)
+
+    def overwritten_bytes(self, now: int, last: dict[Buffer, int]) -> int:
+        """Of the operands that die at an op, those that its result is written over."""
+        op, made = self.step[now], self.made[now]
+        if (
+            not made
+            or op.kind is not Kind.FUSIBLE
+            or op.relays
+            or not self.problem.fuses
+            or not self.exists(made[0])
+        ):
+            return 0
+        size = self.problem.storages[made[0].storage].size_bytes
+        dies = (b for b, end in last.items() if b.position < now == end and b not in self.given_out)
+        return size if any(self.problem.storages[b.storage].size_bytes == size for b in dies) else 0
+
     def check(self, run: Replay) -> None:
         """Hold a replay to this account."""
         problem = self.problem
@@ -166,13 +191,13 @@ class Account:
         }
         for now, op in enumerate(self.step):
             alive = held[Holder.CALLER] + (held[Holder.ENGINE] if now >= self.split else 0)
-            alive += sum(size[b.storage] for b, end in last.items() if b.position <= now <= end)
-            made = self.made[now]
-            alive += op.scratch_bytes
-            if made and op.kind is Kind.FUSIBLE and not op.relays and problem.fuses and self.exists(made[0]):
-                dies = (b for b, end in last.items() if b.position < now == end and b not in self.given_out)
-                if any(size[b.storage] == size[made[0].storage] for b in dies):
-                    alive -= size[made[0].storage]
+            function = self.one_function(now)
+            alive += sum(
+                size[b.storage]
+                for b, end in last.items()
+                if b.position <= function[-1] and end >= function[0]
+            )
+            alive += op.scratch_bytes - sum(self.overwritten_bytes(position, last) for position in function)
             assert run.curve[now] == alive, f"at {now}, {op.name}"
         seconds = [
             op.fused_seconds if self.runs_inside(position) else op.seconds
@@ -210,7 +235,7 @@ def steps(draw: st.DrawFn) -> tuple[Problem, Plan]:
         )
         for index, op in enumerate(problem.ops)
     )
-    problem = replace(problem, ops=ops)
+    problem = replace(problem, ops=ops, groups=problem.fuses and draw(st.booleans()))
     try:
         plan = schedule(problem, CutGraph(problem).solve(draw(st.sampled_from([0.0, 0.1, 1.0, 10.0]))).saved)
     except NoCut:
