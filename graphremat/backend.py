@@ -25,10 +25,6 @@ from graphremat.profile import Profiled
 from graphremat.region import Compiled, Region
 from graphremat.versions import is_supported_torch, supported_torch_text
 
-CODE_OPTIONS = {"allow_buffer_reuse": False}
-"""Inductor's options for what we plan. A buffer that waits to be reused is alive without a use, and at a tight budget
-that costs up to 16% of the peak; freeing it and allocating another costs no time that we could measure."""
-
 
 def graphremat(
     gm: fx.GraphModule, example_inputs: Sequence[Any], *, options: Mapping[str, object] | None = None
@@ -173,7 +169,13 @@ def _compile_with_inductor(
         fence = partitioner.fence if kwargs.get("is_backward") else None
         if not kwargs.get("is_backward"):
             keep_saved_inputs(graph)
-        with standing(fence), private.graph_cache_keyed_by_donation(), private.origins_in_comments():
+        with (
+            standing(fence),
+            private.buffer_reuse(partitioner.reuses),
+            private.graph_cache_keyed_by_donation(),
+            private.origins_in_comments(),
+            private.compiling_as_generated(partitioner.reusable(is_backward=bool(kwargs.get("is_backward")))),
+        ):
             compiled = private.compile_fx_inner(graph, inputs, **kwargs)
         partitioner.codes.append(code_of(compiled))
         return compiled
@@ -184,7 +186,7 @@ def _compile_with_inductor(
             gm,
             example_inputs,
             inner_compile=inner_compile,
-            config_patches={"custom_partitioner_fn": partitioner, **CODE_OPTIONS},
+            config_patches={"custom_partitioner_fn": partitioner},
         )
     return compiled  # type: ignore[no-any-return]
 

@@ -6,8 +6,8 @@ So few plans are lowered: the replays, corrected by the peaks that are already k
     >>> replayed, true = [100, 80, 60, 40], [105, 84, 62, 41]
     >>> choose(replayed, true.__getitem__, 70).place
     2
-    >>> choose(replayed, true.__getitem__, 0.5).budget_bytes    # half way between 41 and 105
-    73
+    >>> choose(replayed, true.__getitem__, 0.5).budget_bytes    # half way between 40 and 100, times 62 / 60
+    72
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 Budget = int | float | None
 
-LOOKS_FOR_THE_FASTEST = 3
-"""True peaks that are looked at, beyond the reference's, to find the fastest plan whose peak is no higher."""
+CLOSE_ENOUGH = 0.05
+"""A plan is taken without a look at faster ones if it leaves less than this share of what a budget allows above the
+lowest peak."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ class Choice:
     """The plan that was taken and every true peak that was looked at.
 
     ``fits`` is False only for the lowest plan, taken although it is over the budget. ``lowest_bytes`` and
-    ``fastest_bytes`` are the ends of the range, None where they were not needed.
+    ``fastest_bytes`` are the ends of the range, true peaks where these were looked at and predicted ones elsewhere;
+    None where they were not needed.
     """
 
     place: int
@@ -98,49 +100,51 @@ def choose(
     *,
     fixed_bytes: int = 0,
     most: int = 8,
-    faster: int = 0,
 ) -> Choice:
     """Take the fastest plan whose true peak is under the budget.
 
     Args:
-        replayed: replayed peaks in bytes, from the fastest plan to the lowest; but see ``faster``.
-        truth: the true peak of the plan at a place; asked at most about ``most`` times.
-        budget: bytes as int; None for the fastest plan; a float in [0, 1] between the true peaks of the lowest plan
-            and of the fastest.
+        replayed: replayed peaks in bytes, from the fastest plan to the lowest.
+        truth: the true peak of the plan at a place; asked at most about ``most`` times, and once where the replays are
+            right.
+        budget: bytes as int; None for the fastest plan; a float in [0, 1] between the peaks of the lowest plan and of
+            the fastest, which are not looked at for that: only the plan at that fraction of the replays is, and the
+            range is corrected by what it takes.
         fixed_bytes: bytes of inputs, which are the same in replay and truth.
-        most: how often ``truth`` may be asked; at least five times, where a fraction is wanted.
-        faster: how many plans behind place 0 are no slower than it. Place 0 is then a reference: it says how high the
-            peak of the fastest plan may be, and is the fastest plan if the true peaks of the others are higher.
+        most: how often ``truth`` may be asked.
     """
     truths = _Truths(replayed, truth, fixed_bytes)
-    last = len(replayed) - 1
-    first = 1 if faster else 0
-    low: int | None = None
-    high: int | None = None
-    if isinstance(budget, int):
-        limit = budget
-    else:
-        first = _search(truths, truths(0), range(first, faster + 1), LOOKS_FOR_THE_FASTEST + 1) or 0
-        high = truths(first)
-        if budget is None:
-            return Choice(first, None, True, truths.known, fastest_bytes=high)
-        low = min(truths(last), high)
-        limit = low + round(budget * (high - low))
-    place = _search(truths, limit, range(first, last + 1), max(most, len(truths.known) + 1))
-    fits = place is not None
-    if place is None:
-        place = min(truths.known, key=lambda p: (truths.known[p], p))
-        low = truths.known[place]
-    return Choice(place, limit, fits, truths.known, low, high)
+    if budget is None:
+        return Choice(0, None, True, truths.known, fastest_bytes=truths(0))
+    if isinstance(budget, float):
+        return _at_fraction(truths, budget)
+    place = _search(truths, budget, most)
+    if place is not None:
+        return Choice(place, budget, True, truths.known)
+    place = min(truths.known, key=lambda p: (truths.known[p], p))
+    return Choice(place, budget, False, truths.known, lowest_bytes=truths.known[place])
 
 
-def _search(truths: _Truths, limit: int, among: range, most: int) -> int | None:
-    """The first of some places whose true peak is at most ``limit``, as far as ``most`` questions in all tell."""
-    known = [(p, b) for p, b in truths.known.items() if p in among]
-    fits = min((p for p, b in known if b <= limit), default=None)
-    over = max((p for p, b in known if b > limit and (fits is None or p < fits)), default=among.start - 1)
-    last = among.stop - 1
+def _at_fraction(truths: _Truths, fraction: float) -> Choice:
+    """The plan at a fraction of the range of replays, and that fraction of the range of true peaks as it then looks."""
+    replayed, last = truths.replayed, len(truths.replayed) - 1
+    limit = replayed[last] + round(fraction * (replayed[0] - replayed[last]))
+    place = next(p for p, size in enumerate(replayed) if size <= limit)
+    true = truths(place)
+    low, high = (round(truths.predicted(p)) for p in (last, 0))
+    return Choice(
+        place, max(true, low + round(fraction * (high - low))), True, truths.known, min(low, high), high
+    )
+
+
+def _search(truths: _Truths, limit: int, most: int) -> int | None:
+    """The first place whose true peak is at most ``limit``, as far as ``most`` questions tell."""
+    fits: int | None = None
+    over, last = -1, len(truths.replayed) - 1
+    slack = CLOSE_ENOUGH * (limit - truths.replayed[last])
     while True:
+        if fits is not None and limit - truths.known[fits] <= slack:
+            return fits
         places = range(over + 1, last + 1 if fits is None else fits)
         promising = next((p for p in places if truths.predicted(p) <= limit), None)
         if promising is None:

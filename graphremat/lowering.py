@@ -17,6 +17,7 @@ from torch import fx
 from graphremat.errors import PlanningError
 from graphremat.passes.hints import default_size_hint
 from graphremat.passes.torch_private import (
+    LoweredGraph,
     donates_buffers,
     first_user_output,
     inductor_compiling_config,
@@ -71,6 +72,7 @@ class GeneratedCode:
         values: what ``inputs`` describes, where that depends on symbolic sizes.
         constants: tensors that the wrapper reads as globals.
         namespace: other objects that the wrapper reads as globals.
+        lowered: what it was generated from, to be compiled; None where that cannot be used again.
         switched_off: entries of Inductor's configuration that are on for the real compile but were off here, since
             they compile or time kernels. The real wrapper may then differ.
     """
@@ -82,6 +84,7 @@ class GeneratedCode:
     constants: tuple[TensorSpec, ...] = ()
     namespace: tuple[tuple[str, Any], ...] = ()
     switched_off: tuple[str, ...] = ()
+    lowered: LoweredGraph | None = None
 
     def at_assumed_sizes(self) -> "GeneratedCode":
         """The same code with inputs of the sizes that are assumed now (:mod:`graphremat.passes.hints`)."""
@@ -176,6 +179,7 @@ def generate_code(
         ),
         namespace=tuple(code.namespace.items()),
         switched_off=inductor_compiling_config(),
+        lowered=code.lowered,
     )
 
 

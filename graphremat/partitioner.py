@@ -41,7 +41,7 @@ from graphremat.passes.measure_ops import MeasuredOps, measure_ops
 from graphremat.passes.plan import Plan, check_plan
 from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier, with_exact
 from graphremat.passes.problem import Problem
-from graphremat.passes.replay import Replay, replay
+from graphremat.passes.replay import replay
 from graphremat.passes.schedule import schedule
 from graphremat.passes.verify import check_aliases, check_split
 from graphremat.region import Compiled
@@ -49,6 +49,12 @@ from graphremat.share import Alternative
 from graphremat.truth import StepTruth
 
 log = logging.getLogger("graphremat")
+
+WORTH_IT = 0.03
+"""Another plan than torch's is taken where there is no budget if it gains more than this share of peak or step."""
+
+EFFORT_WITHOUT_BUDGET = 0.1
+"""Where there is no budget, other plans than the fastest are for the report alone."""
 
 
 class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
@@ -60,10 +66,17 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
         self.num_user_outputs = num_user_outputs
         self.aim = aim
         self.fence: Fence | None = None
+        self.reuses = True
         self.report: reporting.Report | None = None
         self.codes: list[Code | None] = []
         """Of the forward and, once it is compiled, of the backward."""
         self._result: Partition | None = None
+        self._reusable: list[private.LoweredGraph | None] = [None, None]
+
+    def reusable(self, *, is_backward: bool) -> private.LoweredGraph | None:
+        """What the code of a graph was generated from while plans were looked at; once, since it is large."""
+        found, self._reusable[is_backward] = self._reusable[is_backward], None
+        return found
 
     def __getstate__(self) -> dict[str, object]:
         """For torch's caches, which copy and pickle what patches Inductor's configuration: what decides the code."""
@@ -105,7 +118,8 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
                 raise
             return self._without_recomputation(gm, joint_inputs, error, **kwargs)
         self.report, lowered = self._result.report, self._result.lowered
-        self.fence = lowered.fence
+        self.fence, self.reuses, self._reusable = lowered.fence, lowered.reuses, list(lowered.reusable)
+        self._result = replace(self._result, lowered=replace(lowered, reusable=(None, None)))
         return lowered.forward, lowered.backward
 
     def _without_recomputation(
@@ -297,18 +311,25 @@ def _chosen(frontier: Frontier, lowering: Lowering, budget: int | float | None, 
     plans = (*frontier.candidates, *frontier.frugal)
     if aim is not None and aim.place is not None:
         place = min(aim.place, len(frontier.candidates) - 1)
-        peak = lowering.truth(place, plans[place]).peak_bytes
+        peak = lowering.truth(place, plans[place], reuse_under=aim.peak_bytes).peak_bytes
         return Choice(place, aim.peak_bytes, peak <= aim.peak_bytes, {place: peak})
-    places, faster = list(range(len(frontier.candidates))), _as_fast_as_torchs(frontier)
+    fastest = _fastest(frontier)
+    places = list(range(fastest, len(frontier.candidates)))
     if aim is not None and aim.saved_bytes is not None:
-        places, faster = _saving_at_most(aim.saved_bytes, plans), 0
+        places = _saving_at_most(aim.saved_bytes, plans)
+
+    def truth(k: int) -> int:
+        under: float | None = None
+        if places[k] == fastest:
+            under = budget if isinstance(budget, int) else math.inf if len(places) > 1 else 0
+        return lowering.truth(places[k], plans[places[k]], reuse_under=under).peak_bytes
+
     choice = choose(
         [plans[k].replay.peak_bytes for k in places],
-        lambda k: lowering.truth(places[k], plans[places[k]]).peak_bytes,
+        truth,
         budget,
         fixed_bytes=lowering.problem.input_bytes,
         most=lowering.options.max_lowerings,
-        faster=faster,
     )
     true_bytes = {places[k]: size for k, size in choice.true_bytes.items()}
     return replace(choice, place=places[choice.place], true_bytes=true_bytes)
@@ -398,6 +419,7 @@ def _planned(
         most_recomputations=options.most_recomputations,
         time_limit_seconds=options.planner_seconds or math.inf,
         remake_saved=False,
+        effort=1.0 if budget is not None else EFFORT_WITHOUT_BUDGET,
     )
     if options.exact_seconds is not None and budget is not None:
         found = with_exact(
@@ -418,14 +440,16 @@ def _with_torchs_first(found: Frontier, torchs: Candidate) -> Frontier:
     return replace(found, candidates=(torchs, *below))
 
 
-def _as_fast_as_torchs(frontier: Frontier) -> int:
-    """How many plans behind the first cost no more than it, neither in all nor in recomputation."""
+def _fastest(frontier: Frontier) -> int:
+    """The place of the plan to take where nothing limits it: torch's own, or the first behind it that costs no more,
+    neither in all nor in recomputation, and whose gain in bytes or seconds is more than what a replay can be off."""
     first, *others = (c.replay for c in frontier.candidates)
-
-    def slower(run: Replay) -> bool:
-        return run.seconds > first.seconds or run.recompute_seconds > first.recompute_seconds
-
-    return next((place for place, run in enumerate(others) if slower(run)), len(others))
+    for place, run in enumerate(others, start=1):
+        if run.seconds > first.seconds or run.recompute_seconds > first.recompute_seconds:
+            break
+        if run.peak_bytes < first.peak_bytes * (1 - WORTH_IT) or run.seconds < first.seconds * (1 - WORTH_IT):
+            return place
+    return 0
 
 
 def _budget_in_bytes(options: Options, device: torch.device, problem: Problem) -> int | float | None:

@@ -118,6 +118,7 @@ def plan_frontier(
     most_recomputations: int | None = 2,
     time_limit_seconds: float = math.inf,
     remake_saved: bool = True,
+    effort: float = 1.0,
 ) -> Frontier:
     """Plan ``problem`` for all budgets at once.
 
@@ -128,6 +129,7 @@ def plan_frontier(
         most_recomputations: how often an op may run again, at least 1; None for as often as it pays.
         remake_saved: whether a saved value may be let go in the backward and made again there.
         time_limit_seconds: after it no further plan is tried. Without it the same problem gives the same plans.
+        effort: how much of the usual work to spend on the local search, 0.0 to 1.0.
 
     Raises:
         graphremat.passes.cut.NoCut: the backward needs something that can neither be saved nor recomputed.
@@ -143,7 +145,7 @@ def plan_frontier(
     if time.monotonic() < deadline:
         found += _chain_plans(problem, highest, plans, most_recomputations, deadline)
     bound = Bound(problem)
-    looks = min(MOST_LOOKS, SEARCH_WORK // max(1, len(problem.ops)))
+    looks = round(effort * min(MOST_LOOKS, SEARCH_WORK // max(1, len(problem.ops))))
     if looks >= LEAST_LOOKS:
         width = None if looks >= WIDE_LOOKS else NARROW_WIDTH
         search = Search(

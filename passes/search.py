@@ -265,7 +265,13 @@ class Search:
             elif value in kept.saved:
                 found[replace(kept, saved=kept.saved - {value})] = None
         steps = {state.steps[position - split] for position in over if position >= split}
-        for moment in (*self._sooner(state, steps), *self._handed_on(state, steps)[: self._width]):
+        again = self._again(state) if steps else []
+        used = self._steps_of_use(state) if again else {}
+        sooner, handed_on = (
+            self._sooner(state, steps, again, used),
+            self._handed_on(state, steps, again, used),
+        )
+        for moment in (*sooner, *handed_on[: self._width]):
             found[replace(kept, early=kept.early | {moment})] = None
         return list(found)
 
@@ -303,35 +309,41 @@ class Search:
                         found[before, value] = found.get((before, value), 0) + freed
         return found
 
-    def _sooner(self, state: State, steps: set[int]) -> list[Moment]:
+    def _sooner(
+        self, state: State, steps: set[int], again: list[tuple[int, int, int]], used: dict[int, list[int]]
+    ) -> list[Moment]:
         """Recomputations in ``steps`` whose operands are recomputed for them, though they were there earlier."""
         problem = self.problem
-        used = self._steps_of_use(state)
         found: dict[Moment, None] = {}
-        for step, previous, index in self._again(state):
+        made = set(zip(state.steps, state.plan.backward, strict=True)) if again else set()
+        for step, previous, index in again:
             if step not in steps:
                 continue
-            made = {i for i, s in zip(state.plan.backward, state.steps, strict=True) if s == step}
             for base in {problem.base[r]: None for r in problem.ops[index].reads}:
+                if (step, problem.values[base].producer) not in made:
+                    continue
                 earlier = [s for s in used.get(base, ()) if previous <= s < step]
-                if problem.values[base].producer in made and earlier:
+                if earlier:
                     found.update(((max(earlier), w), None) for w in problem.ops[index].writes)
         return list(found)
 
-    def _handed_on(self, state: State, steps: set[int]) -> list[Moment]:
+    def _handed_on(
+        self, state: State, steps: set[int], again: list[tuple[int, int, int]], used: dict[int, list[int]]
+    ) -> list[Moment]:
         """Recomputations for which a larger operand waits through ``steps``: they can be made where it is used before,
         or at once if it is saved, and it can go then."""
-        problem = self.problem
-        size, used = self._size, self._steps_of_use(state)
-        for value in state.plan.saved:
-            used[value] = [0, *used.get(value, ())]
+        problem, size = self.problem, self._size
+        saved = set(state.plan.saved)
         found: dict[Moment, int] = {}
-        for step, previous, index in self._again(state):
+        for step, previous, index in again:
             writes = problem.ops[index].writes
             made = sum(size[w] for w in writes)
             for base in {problem.base[r]: None for r in problem.ops[index].reads}:
-                earlier = max((s for s in used.get(base, ()) if previous <= s < step), default=None)
-                if size[base] > made and earlier is not None and any(earlier <= s < step for s in steps):
+                if size[base] <= made:
+                    continue
+                uses = (0, *used.get(base, ())) if base in saved else used.get(base, ())
+                earlier = max((s for s in uses if previous <= s < step), default=None)
+                if earlier is not None and any(earlier <= s < step for s in steps):
                     for write in writes:
                         found[earlier, write] = max(size[base] - made, found.get((earlier, write), 0))
         return sorted(found, key=lambda m: (-found[m], m))

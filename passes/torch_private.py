@@ -158,12 +158,14 @@ class WrapperCode:
         output_strides: strides of every output, in elements; None where an output is no tensor.
         constants: tensors that the wrapper reads as globals, by name.
         namespace: other objects that the wrapper reads as globals (classes, script objects).
+        lowered: what it was generated from, for :func:`compiling_as_generated`; None where that cannot be used again.
     """
 
     source: str
     output_strides: tuple[tuple[int | torch.SymInt, ...] | None, ...]
     constants: dict[str, torch.Tensor]
     namespace: dict[str, Any]
+    lowered: "LoweredGraph | None" = None
 
 
 # Configuration under which Inductor compiles or times kernels while it lowers; switched off in code generation alone.
@@ -350,6 +352,11 @@ def inductor_wrapper_code(
 
     inputs = list(example_inputs)
     shape_env: Any = shape_env_from_inputs(inputs)
+    reusable = (
+        not draft
+        and not inductor_compiling_config()
+        and all(not getattr(config, name) for name in _COSMETIC_CONFIG)
+    )
     quiet: dict[str, Any] = {**_COSMETIC_CONFIG, **dict.fromkeys(inductor_compiling_config(), False)}
     if draft:
         quiet["cpp.simdlen"] = 1
@@ -391,16 +398,111 @@ def inductor_wrapper_code(
             )
             graph.bw_donated_idxs = list(donated_inputs)
             graph.freeze_runtime_asserts()
+            key = _lowering_key(gm, inputs, graph) if reusable else None
+            before = _kernel_metrics()
             with V.set_graph_handler(graph), V.set_extern_kernel_nodes([]):
                 graph.run(*inputs)
-                wrapper, _ = graph.codegen()
+                wrapper, kernels = graph.codegen()
                 strides = tuple(_output_strides(graph, out) for out in graph.graph_outputs)
+            counted = {name: value - before[name] for name, value in _kernel_metrics().items()}
     return WrapperCode(
         source=wrapper.value,
         output_strides=strides,
         constants=dict(graph.constants),
         namespace={**graph.torchbind_constants, **graph.opaque_value_type_classes},
+        lowered=None if key is None else LoweredGraph(graph, (wrapper, kernels), key, counted),
     )
+
+
+# ---- Inductor: compiling what was generated before ------------------------------------------------------------------
+# Relied on: `_InProcessFxCompile.codegen_and_compile` builds `compile_fx.GraphLowering(gm, example_inputs=..., ...)` by
+# that name, and then calls of it `freeze_runtime_asserts`, `run` and, in `compile_to_module`, `codegen`, in this order.
+
+
+@dataclass(frozen=True, eq=False)
+class LoweredGraph:
+    """A graph in Inductor's own form, its code generated.
+
+    Attributes:
+        graph: the GraphLowering.
+        code: what its ``codegen`` returned.
+        key: everything outside of Inductor's configuration that decides the code.
+        counted: by how much the code raised Inductor's metrics.
+    """
+
+    graph: Any
+    code: tuple[Any, Any]
+    key: tuple[object, ...]
+    counted: dict[str, int]
+
+    def compiled_as(self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
+        """The GraphLowering, as if it were new, if this is the graph that it was made of; else None."""
+        from torch._inductor import metrics
+        from torch._inductor.graph import GraphLowering
+
+        new = GraphLowering(gm, example_inputs=example_inputs, **kwargs)
+        if new.const_module is not None or _lowering_key(gm, example_inputs, new) != self.key:
+            return new
+        graph = self.graph
+        graph.graph_id = new.graph_id
+        graph.example_inputs = example_inputs
+        graph.freeze_runtime_asserts = graph.run = lambda *_: None
+        graph.codegen = lambda: self.code
+        for name, count in self.counted.items():
+            setattr(metrics, name, getattr(metrics, name) + count)
+        return graph
+
+
+@contextmanager
+def compiling_as_generated(lowered: LoweredGraph | None) -> Iterator[None]:
+    """Inductor takes the code of this graph, if it is the graph that it compiles in this block, and does not generate
+    it a second time."""
+    from torch._inductor import compile_fx
+
+    if lowered is None:
+        yield
+        return
+    with patch.object(compile_fx, "GraphLowering", lowered.compiled_as):
+        yield
+
+
+def _lowering_key(gm: torch.fx.GraphModule, inputs: Sequence[Any], graph: Any) -> tuple[object, ...] | None:
+    """None where a size is symbolic: lowering asks and answers questions of the shapes then."""
+    from torch._inductor import cpu_vec_isa
+
+    described: list[object] = []
+    for value in inputs:
+        if isinstance(value, torch.Tensor):
+            if value.layout != torch.strided:
+                return None
+            sizes = (*value.shape, *value.stride(), value.storage_offset())
+            if not all(type(size) is int for size in sizes):
+                return None
+            described.append(
+                (tuple(value.shape), tuple(value.stride()), sizes[-1], value.dtype, value.device)
+            )
+        elif isinstance(value, torch.SymInt):
+            return None
+        else:
+            described.append(value)
+    nodes = tuple((n.op, str(n.target), n.name, str(n.args), str(n.kwargs)) for n in gm.graph.nodes)
+    return (
+        nodes,
+        tuple(described),
+        tuple(gm.graph.output_node().meta.get("user_visible_output_idxs", ())),
+        graph.is_inference,
+        graph.is_backward,
+        graph.cpp_wrapper or graph.aot_mode or graph.fx_wrapper,
+        tuple(graph.inputs_to_check or ()),
+        tuple(graph.bw_donated_idxs or ()) if graph.is_backward else (),
+        str(cpu_vec_isa.valid_vec_isa_list()),
+    )
+
+
+def _kernel_metrics() -> dict[str, int]:
+    from torch._inductor import metrics
+
+    return {name: value for name, value in vars(metrics).items() if type(value) is int}
 
 
 def _output_strides(graph: Any, out: Any) -> tuple[int | torch.SymInt, ...] | None:
@@ -474,6 +576,16 @@ def autograd_cache(on: bool) -> Any:
     from torch._functorch import config
 
     return config.patch(enable_autograd_cache=bool(config.enable_autograd_cache and on))
+
+
+def buffer_reuse(on: bool) -> AbstractContextManager[None]:
+    """A context in which Inductor's code hands no buffer on to another value, unless ``on``: then as configured."""
+    from torch._inductor import config
+
+    changed: AbstractContextManager[None] = config.patch(
+        allow_buffer_reuse=bool(config.allow_buffer_reuse and on)
+    )
+    return changed
 
 
 def graph_cache_keyed_by_donation() -> Any:
