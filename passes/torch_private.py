@@ -399,12 +399,12 @@ def inductor_wrapper_code(
             graph.bw_donated_idxs = list(donated_inputs)
             graph.freeze_runtime_asserts()
             key = _lowering_key(gm, inputs, graph) if reusable else None
-            before = _kernel_metrics()
+            before = kernel_metrics()
             with V.set_graph_handler(graph), V.set_extern_kernel_nodes([]):
                 graph.run(*inputs)
                 wrapper, kernels = graph.codegen()
                 strides = tuple(_output_strides(graph, out) for out in graph.graph_outputs)
-            counted = {name: value - before[name] for name, value in _kernel_metrics().items()}
+            counted = {name: value - before[name] for name, value in kernel_metrics().items()}
     return WrapperCode(
         source=wrapper.value,
         output_strides=strides,
@@ -447,10 +447,19 @@ class LoweredGraph:
         graph.graph_id = new.graph_id
         graph.example_inputs = example_inputs
         graph.freeze_runtime_asserts = graph.run = lambda *_: None
-        graph.codegen = lambda: self.code
+        graph.codegen = self._code_named_anew
         for name, count in self.counted.items():
             setattr(metrics, name, getattr(metrics, name) + count)
         return graph
+
+    def _code_named_anew(self) -> tuple[Any, Any]:
+        """The code, whose first line names what is being compiled."""
+        wrapper, kernels = self.code
+        first, rest = wrapper.value.split("\n", 1)
+        context = tracing_context()
+        if first.startswith("# AOT ID:") and context is not None:
+            wrapper.value = f"# AOT ID: {context.aot_graph_name}\n{rest}"
+        return wrapper, kernels
 
 
 @contextmanager
@@ -499,7 +508,8 @@ def _lowering_key(gm: torch.fx.GraphModule, inputs: Sequence[Any], graph: Any) -
     )
 
 
-def _kernel_metrics() -> dict[str, int]:
+def kernel_metrics() -> dict[str, int]:
+    """Inductor's counts of what it has generated in this process: kernels, fusions."""
     from torch._inductor import metrics
 
     return {name: value for name, value in vars(metrics).items() if type(value) is int}
@@ -785,6 +795,14 @@ def inductor_config(**changes: Any) -> AbstractContextManager[None]:
 
     changed: AbstractContextManager[None] = config.patch(changes)
     return changed
+
+
+def run_and_get_code(run: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """What ``run`` returns, and the wrappers that Inductor made meanwhile, in order."""
+    from torch._inductor.utils import run_and_get_code as run_and_get
+
+    result, sources = run_and_get(run)
+    return result, list(sources)
 
 
 def inductor_state() -> dict[str, str]:

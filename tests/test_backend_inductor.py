@@ -1,11 +1,13 @@
 """The backend lowered by Inductor: budgets to the byte, caches, and the order of what is run. Needs a C++ compiler."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ import torch
 import graphremat
 from bench.networks import NETWORKS, Case
 from graphremat.measure import gradient_error, measure_peak
+from graphremat.partitioner import Partitioner
 from graphremat.passes import torch_private as private
 from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Kind, Problem
@@ -176,3 +179,72 @@ def test_a_kept_graph_is_not_overwritten_by_code_from_the_cache() -> None:
     with torch.compiler.config.patch(force_disable_caches=False), private.autograd_cache(False):
         gradients("graphremat", keeps=False)
         assert gradient_error(gradients(None, keeps=True), gradients("graphremat", keeps=True)) <= 1e-5
+
+
+def compiled_step(
+    case: Case, budget: float | None
+) -> tuple[list[torch.Tensor | None], list[str], dict[str, int]]:
+    """Gradients of a first step, the wrappers made for it, and by how much Inductor's counts rose."""
+    torch.compiler.reset()
+    before = private.kernel_metrics()
+    model = torch.compile(case.model, backend="graphremat", options={"memory_budget": budget})
+    gradients, sources = private.run_and_get_code(lambda: step_and_gradients(case, model))
+    return (
+        gradients,
+        sources,
+        {name: value - before[name] for name, value in private.kernel_metrics().items()},
+    )
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each graph that was compiled: whether its code was there from looking at the plan."""
+    found: list[bool] = []
+    compiled_as = private.LoweredGraph.compiled_as
+
+    def noted(lowered: private.LoweredGraph, *arguments: Any, **keywords: Any) -> object:
+        graph = compiled_as(lowered, *arguments, **keywords)
+        found.append(graph is lowered.graph)
+        return graph
+
+    monkeypatch.setattr(private.LoweredGraph, "compiled_as", noted)
+    return found
+
+
+def test_the_code_that_was_looked_at_is_the_code_that_runs(
+    taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = NETWORKS["resnet"].build("one_block")
+    state = {k: v.clone() for k, v in case.model.state_dict().items()}
+    gradients, sources, counts = compiled_step(case, 0.3)
+    assert taken == [True, True]
+    assert counts["generated_kernel_count"] > 0
+    monkeypatch.setattr(private, "compiling_as_generated", lambda _: contextlib.nullcontext())
+    case.model.load_state_dict(state)
+    expected, same_sources, same_counts = compiled_step(case, 0.3)
+    assert counts == same_counts
+    assert [re.sub(r"'\d+_", "'", source) for source in sources] == [
+        re.sub(r"'\d+_", "'", source) for source in same_sources
+    ]
+    assert gradient_error(expected, gradients) == 0
+
+
+def test_code_of_another_graph_is_not_taken(taken: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    case = NETWORKS["linear_stack"].build("one_block")
+    swapped = property(
+        lambda self: list(reversed(self.kept)), lambda self, kept: vars(self).update(kept=kept)
+    )
+    monkeypatch.setattr(Partitioner, "_reusable", swapped, raising=False)
+    gradients, _, _ = compiled_step(case, 0.0)
+    assert taken == [False, False]
+    assert gradient_error(step_and_gradients(case, case.model), gradients) <= 1e-5
+
+
+def test_torchs_own_plan_becomes_torchs_own_code() -> None:
+    case = NETWORKS["post_norm"].build("one_block")
+    _, sources, _ = compiled_step(case, None)
+    assert graphremat.last_report().chosen == 0
+    torch.compiler.reset()
+    with private.origins_in_comments():
+        _, plain = private.run_and_get_code(lambda: step_and_gradients(case, torch.compile(case.model)))
+    assert [source.splitlines()[1:] for source in sources] == [source.splitlines()[1:] for source in plain]
