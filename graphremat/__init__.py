@@ -21,11 +21,14 @@ from graphremat.errors import (
 )
 
 if TYPE_CHECKING:
+    from graphremat.forecast import Forecast, plan
     from graphremat.report import Report, last_report, reports
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Forecast": ("graphremat.forecast", "Forecast"),
+    "plan": ("graphremat.forecast", "plan"),
     "Report": ("graphremat.report", "Report"),
     "last_report": ("graphremat.report", "last_report"),
     "reports": ("graphremat.report", "reports"),
@@ -34,6 +37,7 @@ _LAZY = {
 __all__ = [
     "BudgetInfeasible",
     "DumpError",
+    "Forecast",
     "GraphrematError",
     "OptionError",
     "PlanningError",
@@ -41,6 +45,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "last_report",
+    "plan",
     "reports",
 ]
 

@@ -95,6 +95,49 @@ def doctor(
 
 
 @app.command()
+def plan(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="MODULE:FACTORY or FILE.py:FACTORY: a function that returns the model and its inputs."
+        ),
+    ],
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            help="20GiB, a fraction like 0.5, or auto for the device's memory. Left out: the fastest plan."
+        ),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="A GPU by name, like RTX-4090. Left out: this CPU.")
+    ] = None,
+    optimizer: Annotated[
+        str, typer.Option(help="none, sgd, sgd-momentum, adam, adamw or adamw-8bit: its state is counted.")
+    ] = "none",
+    accumulate: Annotated[
+        bool, typer.Option("--accumulate", help="Gradients of earlier micro-batches are held as well.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a training step will take, without running it: no weights in memory, no GPU.
+
+    Exits with 1 if no plan is under the budget, or if the plan does not fit the device.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # quiet; read when torch is loaded
+    from graphremat.factories import load_factory
+    from graphremat.forecast import plan as forecast
+    from graphremat.replan import parse_budget
+
+    factory = load_factory(model)
+    allowed = budget if budget == "auto" else parse_budget(budget)
+    with Console(stderr=True).status("tracing and planning"):
+        found = forecast(factory, budget=allowed, device=device, optimizer=optimizer, accumulate=accumulate)
+    typer.echo(found.to_json() if as_json else str(found), nl=as_json)
+    if not found.fits:
+        raise typer.Exit(1)
+
+
+@app.command()
 def replan(
     problem: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="10-problem.json of a dump.")],
     budget: Annotated[

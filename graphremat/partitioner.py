@@ -247,7 +247,7 @@ def partition(
             static_lifetime_input_indices=static_lifetime_input_indices,
             honour_annotations=options.annotations == "honour",
         )
-    torchs = _torchs_graphs(joint, joint_inputs, static_lifetime_input_indices)
+    torchs = torchs_graphs(joint, joint_inputs, static_lifetime_input_indices)
     if not joint.differentiates:
         return Partition(_passed_through(*torchs))
     device = graph_device(gm)
@@ -267,9 +267,9 @@ def partition(
             problem = corrected(problem, dict(aim.ratios))
         dumps.write("10-problem.json", problem.to_json)
     with _Stage("plan", dumps):
-        torchs_plan = _torchs_plan(problem, saved_by(torchs[1], joint, problem, index))
+        torchs_plan = torchs_plan_of(problem, saved_by(torchs[1], joint, problem, index))
         budget = _budget_in_bytes(options, device, problem) if aim is None else aim.peak_bytes
-        frontier = _planned(options, problem, budget, torchs_plan)
+        frontier = plan_behind_torchs(options, problem, budget, torchs_plan)
         dumps.write("15-cut.md", lambda: cut_table(problem))
         dumps.write("20-frontier.md", lambda: frontier_table(frontier))
     lowering = Lowering(options, joint, problem, index, num_user_outputs, torchs if torchs_plan else None)
@@ -357,7 +357,7 @@ def _not_fitting(
         over_budget(options, problem, replace(choice, budget_bytes=aim.most_bytes), truth)
 
 
-def _torchs_graphs(
+def torchs_graphs(
     joint: JointGraph, joint_inputs: Sequence[object], static_indices: list[int] | None
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
     """What torch's own partitioner makes of the graph: the reference for speed and for the peak with no budget.
@@ -392,7 +392,7 @@ def saved_by(backward: fx.GraphModule, joint: JointGraph, problem: Problem, inde
     return found
 
 
-def _torchs_plan(problem: Problem, saved: list[int]) -> Plan | None:
+def torchs_plan_of(problem: Problem, saved: list[int]) -> Plan | None:
     """Torch's choice of saved values as a plan; None where it recomputes what must not be (an input that the forward
     overwrites is read again, say) or saves what must not be, so that its graphs cannot be handed on."""
     try:
@@ -404,7 +404,7 @@ def _torchs_plan(problem: Problem, saved: list[int]) -> Plan | None:
         return None
 
 
-def _planned(
+def plan_behind_torchs(
     options: Options, problem: Problem, budget: int | float | None, torchs_plan: Plan | None
 ) -> Frontier:
     """The frontier of our plans, behind torch's if that can be handed on.

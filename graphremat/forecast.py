@@ -1,0 +1,408 @@
+"""Know before you run: what a training step will take, planned on tensors without data.
+
+:func:`plan` traces a model as ``torch.compile`` would and plans its graph, but runs and compiles nothing: no weights
+are in memory where the model is made by a factory, and the device need not be there. Peaks are the planner's own
+replay of the step plus what lives outside of the graph (state of the optimizer, gradients of earlier micro-batches);
+seconds are the device's prices (:mod:`graphremat.passes.costs`).
+
+The graph is the one that a CPU would get, so a kernel that only another device has (flash attention on CUDA, say) is
+planned as the CPU's counterpart of the same interface; and an allocator's fragmentation is in no number here.
+"""
+
+import contextlib
+import difflib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import fx, nn
+
+from graphremat.choose import choose
+from graphremat.errors import BudgetInfeasible, GraphrematError, OptionError, PlanningError
+from graphremat.options import Options
+from graphremat.partitioner import (
+    Partitioner,
+    plan_behind_torchs,
+    prices,
+    saved_by,
+    torchs_graphs,
+    torchs_plan_of,
+)
+from graphremat.passes import torch_private as private
+from graphremat.passes.build import build_problem
+from graphremat.passes.classify import read_joint_graph
+from graphremat.passes.devices import Device, UnknownDevice, find_device
+from graphremat.passes.hints import default_size_hint
+from graphremat.passes.plan import Plan
+from graphremat.passes.problem import Problem
+from graphremat.passes.replay import Replay
+from graphremat.units import format_bytes
+
+DEVICE_RESERVE_BYTES = 1 << 30
+"""What ``budget="auto"`` leaves of a GPU's memory: the CUDA context with its loaded kernels, libraries' workspaces and
+the allocator's fragmentation. An assumption, not measured by us."""
+
+BLOCK_8BIT = 256
+LEAST_8BIT = 4096
+"""An 8-bit optimizer keeps one float32 scale for every ``BLOCK_8BIT`` numbers of each of its two states, and leaves
+tensors with fewer than ``LEAST_8BIT`` elements in 32 bits (bitsandbytes' documented defaults)."""
+
+
+def _no_state(parameter: torch.Tensor) -> int:
+    return 0
+
+
+def _one_state(parameter: torch.Tensor) -> int:
+    return parameter.numel() * parameter.element_size()
+
+
+def _two_states(parameter: torch.Tensor) -> int:
+    return 2 * parameter.numel() * parameter.element_size()
+
+
+def _two_states_8bit(parameter: torch.Tensor) -> int:
+    count = parameter.numel()
+    if count < LEAST_8BIT:
+        return 2 * 4 * count
+    return 2 * (count + 4 * -(-count // BLOCK_8BIT))
+
+
+OPTIMIZERS: Mapping[str, Callable[[torch.Tensor], int]] = MappingProxyType(
+    {
+        "none": _no_state,
+        "sgd": _no_state,
+        "sgd-momentum": _one_state,
+        "adam": _two_states,
+        "adamw": _two_states,
+        "adamw-8bit": _two_states_8bit,
+    }
+)
+"""Bytes of state for one trained parameter, by the optimizer's name; states have the parameter's dtype."""
+
+
+@dataclass(frozen=True)
+class ForecastPoint:
+    """One plan: the step's peak with everything counted, its seconds, and how many of them are recomputation."""
+
+    peak_bytes: int
+    step_seconds: float
+    recompute_seconds: float
+    saved_bytes: int
+
+
+@dataclass(frozen=True, eq=False)
+class Forecast:
+    """What a step will take. Peaks count parameters, inputs, state of the optimizer, gradients and activations.
+
+    Attributes:
+        device: whose speed and memory are meant.
+        budget_bytes: the peak that was allowed; None for the fastest plan.
+        parameter_bytes, trained_bytes: of all parameters, and of those that get gradients.
+        optimizer_bytes, accumulated_bytes: what lives outside of the graph.
+        points: plans from the fastest to the one of lowest peak.
+        chosen: which of them is meant.
+        torchs: what torch's own partitioner does; None where its plan cannot be kept.
+        holders: ``(name, bytes)`` of the graph's largest values alive at the chosen plan's peak.
+        ops: operators of the traced graph.
+        problem: the graph as the planner sees it.
+    """
+
+    device: Device
+    budget_bytes: int | None
+    parameter_bytes: int
+    trained_bytes: int
+    optimizer_bytes: int
+    accumulated_bytes: int
+    points: tuple[ForecastPoint, ...]
+    chosen: int
+    torchs: ForecastPoint | None
+    holders: tuple[tuple[str, int], ...]
+    ops: int
+    problem: Problem
+
+    @property
+    def peak_bytes(self) -> int:
+        """The chosen plan's peak."""
+        return self.points[self.chosen].peak_bytes
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of forward and backward under the chosen plan, by the device's prices."""
+        return self.points[self.chosen].step_seconds
+
+    @property
+    def fits(self) -> bool:
+        """Whether the chosen plan's peak, and :data:`DEVICE_RESERVE_BYTES` on a GPU, fit the device's memory."""
+        return self.peak_bytes <= usable_bytes(self.device)
+
+    def to_json(self) -> str:
+        """One JSON object; the traced graph is left out."""
+        told = {
+            name: getattr(self, name)
+            for name in (
+                "budget_bytes",
+                "peak_bytes",
+                "step_seconds",
+                "fits",
+                "parameter_bytes",
+                "trained_bytes",
+                "optimizer_bytes",
+                "accumulated_bytes",
+                "chosen",
+                "holders",
+                "ops",
+            )
+        }
+        memory = self.device.memory_bytes
+        return json.dumps(
+            {
+                "device": self.device.name,
+                "device_bytes": memory,
+                **told,
+                "plans": list(map(asdict, self.points)),
+            },
+            indent=2,
+        )
+
+    def table(self, most: int = 12) -> Table:
+        """The plans, thinned to about ``most`` of them, with an arrow at the chosen one."""
+        table = Table("", "peak", "step", "of it again", "saved", box=None, header_style="bold")
+        every = max(1, -(-len(self.points) // most))
+        for place, point in enumerate(self.points):
+            if place % every and place not in (self.chosen, len(self.points) - 1):
+                continue
+            table.add_row(
+                "->" if place == self.chosen else "",
+                format_bytes(point.peak_bytes),
+                f"{point.step_seconds * 1e3:,.2f} ms",
+                f"{point.recompute_seconds * 1e3:,.2f} ms",
+                format_bytes(point.saved_bytes),
+            )
+        return table
+
+    def summary(self) -> str:
+        """What a person asks first, in sentences."""
+        point = self.points[self.chosen]
+        words = "fits" if self.fits else "does not fit"
+        outside = self.optimizer_bytes + self.accumulated_bytes
+        held = (
+            f"{format_bytes(self.parameter_bytes)} of parameters ({format_bytes(self.trained_bytes)} trained)"
+        )
+        if outside:
+            held += f", {format_bytes(outside)} of optimizer state and accumulated gradients"
+        slower = point.step_seconds / self.points[0].step_seconds - 1 if self.points[0].step_seconds else 0.0
+        return (
+            f"{format_bytes(point.peak_bytes)} at the worst moment, with {held}: {words} {self.device.name} "
+            f"({format_bytes(self.device.memory_bytes)}). Forward and backward take {point.step_seconds * 1e3:,.2f} ms "
+            f"by the device's prices, {slower:.1%} more than the fastest plan, whose peak is "
+            f"{format_bytes(self.points[0].peak_bytes)}. The lowest peak is {format_bytes(self.points[-1].peak_bytes)}."
+        )
+
+    def __str__(self) -> str:
+        console = Console(width=110)
+        with console.capture() as captured:
+            console.print(self.summary(), markup=False, highlight=False)
+            console.print(self.table())
+        return captured.get()
+
+
+def usable_bytes(device: Device) -> int:
+    """The device's memory, less :data:`DEVICE_RESERVE_BYTES` on a GPU."""
+    return device.memory_bytes - (DEVICE_RESERVE_BYTES if device.kind != "cpu" else 0)
+
+
+def plan(
+    model: nn.Module | Callable[[], Any],
+    inputs: Sequence[Any] | Mapping[str, Any] | Callable[[], Any] = (),
+    budget: int | float | str | None = None,
+    *,
+    device: str | None = None,
+    optimizer: str = "none",
+    accumulate: bool = False,
+) -> Forecast:
+    """Plan a training step without running it.
+
+    Args:
+        model: a module, or a factory, which is called where tensors have no data: it returns the module, or the module
+            and its inputs.
+        inputs: arguments of the module: a sequence, a mapping of keywords, or a factory of either.
+        budget: the most bytes at the worst moment, everything counted: an int, text like ``"20GiB"``, ``"auto"`` for
+            the device's memory less :data:`DEVICE_RESERVE_BYTES`; a float for a fraction between the lowest peak (0.0)
+            and the fastest plan's (1.0); None for the fastest plan.
+        device: a name in :data:`graphremat.passes.devices.DEVICES`; None for this machine's CPU.
+        optimizer: a name in :data:`OPTIMIZERS`, whose state is counted.
+        accumulate: gradients of earlier micro-batches are there already while the step runs.
+
+    Raises:
+        BudgetInfeasible: no plan is under the budget.
+        OptionError: an unknown device or optimizer, or a budget that is none.
+        PlanningError: the model is not one graph, trains nothing, or cannot be traced.
+    """
+    state = _named(OPTIMIZERS, optimizer, "optimizer")
+    rates = _rates(device)
+    allowed = _allowed(budget, rates)
+    with contextlib.nullcontext() if isinstance(model, nn.Module) else private.FakeTensorMode():
+        made, arguments, keywords = _made(model, inputs)
+        traced = _trace(made, arguments, keywords, rates)
+    parameters = list({id(p): p for p in made.parameters()}.values())
+    trained = [p for p in parameters if p.requires_grad]
+    outside = sum(map(state, trained)), sum(map(_one_state, trained)) if accumulate else 0
+    found = plan_behind_torchs(Options(), traced.problem, 0.5, traced.torchs)
+    candidates = found.candidates
+    if traced.torchs is not None and any(
+        c.replay.seconds <= candidates[0].replay.seconds for c in candidates[1:]
+    ):
+        candidates = candidates[1:]  # torch's plan comes first although another is as fast and lower
+
+    def point_of(run: Replay) -> ForecastPoint:
+        return ForecastPoint(
+            run.peak_bytes + sum(outside), run.seconds, run.recompute_seconds, run.saved_bytes
+        )
+
+    points = tuple(point_of(candidate.replay) for candidate in candidates)
+    peaks = [point.peak_bytes for point in points]
+    choice = choose(peaks, peaks.__getitem__, allowed)
+    replayed = candidates[choice.place].replay
+    holders = replayed.alive_at(traced.problem, replayed.peak_position)[:10]
+    if not choice.fits:
+        assert choice.budget_bytes is not None
+        raise BudgetInfeasible(
+            f"no plan is under {format_bytes(choice.budget_bytes)}: the lowest peak is {format_bytes(peaks[-1])}, of "
+            f"which {format_bytes(traced.problem.input_bytes)} are parameters and inputs and "
+            f"{format_bytes(sum(outside))} state of the optimizer and accumulated gradients",
+            budget_bytes=choice.budget_bytes,
+            lowest_peak_bytes=peaks[-1],
+            holders=holders,
+        )
+    return Forecast(
+        device=rates,
+        budget_bytes=choice.budget_bytes,
+        parameter_bytes=sum(map(_one_state, parameters)),
+        trained_bytes=sum(map(_one_state, trained)),
+        optimizer_bytes=outside[0],
+        accumulated_bytes=outside[1],
+        points=points,
+        chosen=choice.place,
+        torchs=None if traced.torchs is None else point_of(found.candidates[0].replay),
+        holders=tuple(holders),
+        ops=len(traced.problem.ops),
+        problem=traced.problem,
+    )
+
+
+def _named(known: Mapping[str, Any], name: str, what: str) -> Any:
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f": did you mean {near[0]!r}?" if near else ""
+        raise OptionError(f"unknown {what} {name!r}{meant} ({what}s: {', '.join(known)})")
+    return known[name]
+
+
+def _rates(device: str | None) -> Device:
+    if device is None or device == "cpu":
+        return prices(Options(), torch.device("cpu"))
+    try:
+        return find_device(device)
+    except UnknownDevice as error:
+        raise OptionError(str(error)) from error
+
+
+def _allowed(budget: int | float | str | None, device: Device) -> int | float | None:
+    parsed = Options.parse({"memory_budget": budget}).memory_budget
+    if parsed == "auto":
+        return usable_bytes(device)
+    assert not isinstance(parsed, str)
+    return parsed
+
+
+def _made(
+    model: nn.Module | Callable[[], Any], inputs: Sequence[Any] | Mapping[str, Any] | Callable[[], Any]
+) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """The module, its arguments and its keywords."""
+    made = model if isinstance(model, nn.Module) else model()
+    given = inputs() if callable(inputs) else inputs
+    if isinstance(made, (tuple, list)) and len(made) == 2:
+        made, given = made
+    if not isinstance(made, nn.Module):
+        raise OptionError(
+            f"the model is a {type(made).__name__}: give a torch.nn.Module, or a function that returns one, alone or "
+            "with its inputs"
+        )
+    if isinstance(given, torch.Tensor):
+        return made, (given,), {}
+    if isinstance(given, Mapping):
+        return made, (), dict(given)
+    return made, tuple(given), {}
+
+
+@dataclass(frozen=True, eq=False)
+class _Traced:
+    problem: Problem
+    torchs: Plan | None
+
+
+class _Caught(private.ShortenTraceback):  # type: ignore[misc]
+    """Carries what was traced out of the compilation; Dynamo lets this class through as it is."""
+
+    def __init__(self, traced: _Traced) -> None:
+        super().__init__(first_useful_frame=None)
+        self.traced = traced
+
+
+class _Catch(Partitioner):
+    """Takes the place of the partitioner and ends the compilation."""
+
+    def __init__(self, device: Device) -> None:
+        super().__init__(Options(), num_user_outputs=1)
+        self._device = device
+
+    def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
+        static = kwargs.get("static_lifetime_input_indices")
+        joint = read_joint_graph(
+            gm, num_forward_outputs=kwargs["num_fwd_outputs"], static_lifetime_input_indices=static
+        )
+        torchs = torchs_graphs(joint, joint_inputs, static)
+        if not joint.differentiates:
+            return torchs
+        problem, index = build_problem(joint, self._device, fuses=True, size_hint=default_size_hint)
+        raise _Caught(_Traced(problem, torchs_plan_of(problem, saved_by(torchs[1], joint, problem, index))))
+
+    def uuid(self) -> None:
+        """No caching."""
+
+
+def _trace(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], device: Device) -> _Traced:
+    catch = _Catch(device)
+
+    def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        with private.autograd_cache(False):
+            compiled: Any = private.compile_fx(
+                gm,
+                example_inputs,
+                inner_compile=_nothing_to_plan,
+                config_patches={"custom_partitioner_fn": catch},
+            )
+        return compiled  # type: ignore[no-any-return]
+
+    compiled = torch.compile(model, backend=compile_graph, fullgraph=True)
+    try:
+        compiled(*arguments, **keywords)
+    except _Caught as caught:
+        return caught.traced
+    except GraphrematError:
+        raise
+    except Exception as error:
+        first = str(error).strip().splitlines()
+        raise PlanningError(
+            f"the model cannot be traced as one graph: {type(error).__name__}: {first[0] if first else ''}"
+        ) from error
+    raise PlanningError("nothing in the model gets a gradient, so there is nothing to plan")
+
+
+def _nothing_to_plan(*_: Any, **__: Any) -> Any:
+    raise PlanningError("nothing in the model gets a gradient, so there is nothing to plan")

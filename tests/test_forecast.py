@@ -1,0 +1,184 @@
+"""Planning without running: against the backend's own plan, against arithmetic, and from the command line."""
+
+import json
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+import graphremat
+from bench.networks import NETWORKS
+from bench.uncompiled import planned
+from graphremat.cli import app
+from graphremat.errors import BudgetInfeasible, OptionError, PlanningError
+from graphremat.factories import load_factory
+from graphremat.forecast import DEVICE_RESERVE_BYTES, OPTIMIZERS, usable_bytes
+from graphremat.passes.devices import DEVICES
+
+MODEL_FILE = """
+import torch
+from torch import nn
+
+def small():
+    layers = [layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.Tanh())]
+    return nn.Sequential(*layers), (torch.randn(512, 64),)
+
+def huge():
+    return nn.Sequential(*[nn.Linear(1 << 17, 1 << 17) for _ in range(2)]), (torch.randn(1, 1 << 17),)
+
+number = 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+def layers(width: int = 64, count: int = 6) -> nn.Module:
+    return nn.Sequential(*[m for _ in range(count) for m in (nn.Linear(width, width), nn.Tanh())])
+
+
+@pytest.mark.parametrize("name", ["llama", "dropout_gpt", "linear_stack", "two_losses"])
+def test_the_forecast_is_the_plan_of_the_backend_and_its_bytes(name: str) -> None:
+    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+        case = NETWORKS[name].build("tiny")
+        return case.model, case.inputs
+
+    found = graphremat.plan(make, budget=0.0)
+    case = NETWORKS[name].build("tiny")
+    report = planned(case.model, case.inputs, memory_budget=0.0)
+    assert found.peak_bytes == report.planned_peak_bytes
+    assert found.peak_bytes == pytest.approx(report.generated_peak_bytes, rel=0.02)
+    assert found.step_seconds == pytest.approx(report.step_seconds)
+
+
+def test_no_weights_are_made() -> None:
+    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+        return layers(1 << 15, 4), (torch.randn(8, 1 << 15),)
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = graphremat.plan(make, device="H100")
+    grown_bytes = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    assert found.parameter_bytes == 4 * 4 * ((1 << 30) + (1 << 15))
+    assert found.peak_bytes > 2 * found.parameter_bytes
+    assert grown_bytes < found.parameter_bytes / 8
+
+
+@pytest.mark.parametrize("accumulate", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_what_lives_outside_of_the_graph_is_counted(optimizer: str, accumulate: bool) -> None:
+    model, x = layers(), torch.randn(32, 64)
+    for parameter in model[0].parameters():  # type: ignore[index]
+        parameter.requires_grad_(False)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    plain = graphremat.plan(model, (x,))
+    torch.compiler.reset()
+    found = graphremat.plan(model, (x,), optimizer=optimizer, accumulate=accumulate)
+    numbers = sum(p.numel() for p in trained)
+    states = {
+        "none": 0,
+        "sgd": 0,
+        "sgd-momentum": 4 * numbers,
+        "adam": 8 * numbers,
+        "adamw": 8 * numbers,
+        # the weights have 4,096 numbers in 16 blocks; the 64 of a bias stay in 32 bits
+        "adamw-8bit": 5 * (2 * (4096 + 16 * 4) + 8 * 64),
+    }
+    assert found.trained_bytes == 4 * numbers
+    assert found.optimizer_bytes == states[optimizer]
+    assert found.accumulated_bytes == (4 * numbers if accumulate else 0)
+    assert found.peak_bytes - plain.peak_bytes == found.optimizer_bytes + found.accumulated_bytes
+
+
+def test_state_of_an_optimizer_is_what_torchs_own_keeps() -> None:
+    model = layers()
+    for name, optimizer in (
+        ("adamw", torch.optim.AdamW(model.parameters())),
+        ("sgd-momentum", torch.optim.SGD(model.parameters(), momentum=0.9)),
+        ("sgd", torch.optim.SGD(model.parameters())),
+    ):
+        model(torch.randn(2, 64)).sum().backward()
+        optimizer.step()
+        kept = [
+            t for state in optimizer.state.values() for t in state.values() if isinstance(t, torch.Tensor)
+        ]
+        states = sum(t.numel() * t.element_size() for t in kept if t.dim())  # without the numbers of steps
+        assert sum(map(OPTIMIZERS[name], model.parameters())) == states
+
+
+def test_budgets_and_the_devices_memory() -> None:
+    model, x = layers(count=8), torch.randn(4096, 64)
+    free = graphremat.plan(model, (x,), device="RTX-4090")
+    assert free.fits
+    assert usable_bytes(free.device) == DEVICES["RTX-4090"].memory_bytes - DEVICE_RESERVE_BYTES
+    lowest = free.points[-1].peak_bytes
+    between = (free.peak_bytes + lowest) // 2
+    torch.compiler.reset()
+    tight = graphremat.plan(model, (x,), between, device="RTX-4090")
+    assert lowest <= tight.peak_bytes <= between < free.peak_bytes
+    assert tight.step_seconds >= free.step_seconds
+    assert [p.peak_bytes for p in tight.points] == sorted((p.peak_bytes for p in tight.points), reverse=True)
+    torch.compiler.reset()
+    assert graphremat.plan(model, (x,), "auto", device="RTX-4090").peak_bytes == free.peak_bytes
+    torch.compiler.reset()
+    with pytest.raises(BudgetInfeasible, match="the lowest peak is") as caught:
+        graphremat.plan(model, (x,), 1000)
+    assert caught.value.lowest_peak_bytes == pytest.approx(lowest, rel=0.01)
+    assert caught.value.holders
+
+
+def test_mistakes_are_named() -> None:
+    model, x = layers(), torch.randn(2, 64)
+    with pytest.raises(OptionError, match="nearest: RTX-4090"):
+        graphremat.plan(model, (x,), device="RTX-4091")
+    with pytest.raises(OptionError, match="did you mean 'adamw'"):
+        graphremat.plan(model, (x,), optimizer="adamww")
+    with pytest.raises(OptionError, match=r"give a torch\.nn\.Module"):
+        graphremat.plan(lambda: 3)
+    with pytest.raises(PlanningError, match="nothing in the model gets a gradient"):
+        graphremat.plan(model.requires_grad_(False), (x,))
+    torch.compiler.reset()
+    with pytest.raises(PlanningError, match="cannot be traced as one graph"):
+        graphremat.plan(layers(), (torch.randn(2, 63),))
+
+
+def test_the_command(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MODEL_FILE)
+    runner, small = CliRunner(), f"{tmp_path / 'net.py'}:small"
+    told = runner.invoke(app, ["plan", small, "--device", "L4", "--optimizer", "adamw", "--json"])
+    assert told.exit_code == 0, told.output
+    answer = json.loads(told.stdout)
+    assert answer["fits"]
+    assert answer["device"] == "L4"
+    assert answer["optimizer_bytes"] == 2 * answer["parameter_bytes"] == 2 * 4 * 4 * (64 * 64 + 64)
+    assert answer["plans"][answer["chosen"]]["peak_bytes"] == answer["peak_bytes"]
+    torch.compiler.reset()
+    shown = runner.invoke(app, ["plan", small, "--device", "L4", "--budget", "0.5"])
+    assert shown.exit_code == 0
+    assert "fits L4" in shown.output
+    assert "->" in shown.output
+    torch.compiler.reset()
+    too_large = runner.invoke(app, ["plan", f"{tmp_path / 'net.py'}:huge", "--device", "L4"])
+    assert too_large.exit_code == 1
+    assert "does not fit L4" in too_large.output
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("nothing", "names no function"),
+        ("no_such_module:f", "no module 'no_such_module'"),
+        ("no_such_file.py:f", r"no file no_such_file\.py"),
+        ("graphremat.units:parse_byte", "it has .*parse_bytes"),
+    ],
+)
+def test_a_model_that_is_not_there(text: str, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        load_factory(text)
