@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from bench import correctness
 from bench.budget_rows import LABELS, read_results
@@ -13,19 +14,36 @@ from bench.budget_summary import MARKS, RESULTS, latest, table_of
 from bench.correctness import lines_of
 from bench.networks import NETWORKS
 from bench.training_scripts import SCRIPTS
+from graphremat.cli import app
 from graphremat.options import Options
 from graphremat.versions import supported_torch_text
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 PYTHON_BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+COMPILING_BLOCKS = [code for code in PYTHON_BLOCKS if "torch.compile" in code]
+(PLANNING_BLOCK,) = (code for code in PYTHON_BLOCKS if "graphremat.plan(" in code)
 
 
 def test_there_is_code_to_run() -> None:
-    assert len(PYTHON_BLOCKS) == README.count("```python") == 2
+    assert len(PYTHON_BLOCKS) == README.count("```python") == len(COMPILING_BLOCKS) + 1 == 3
 
 
-@pytest.mark.parametrize("code", PYTHON_BLOCKS, ids=["budget", "infeasible"])
+def test_planning_without_running_says_the_same_twice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(compile(PLANNING_BLOCK, "README.md", "exec"), {"__name__": "__main__"})
+    said = capsys.readouterr().out
+    assert "fits L4" in said
+    torch.compiler.reset()
+    (tmp_path / "net.py").write_text(PLANNING_BLOCK.partition("\n\n\nprint(")[0])
+    (command,) = re.findall(r"^graphremat (plan .*)$", README, flags=re.MULTILINE)
+    result = CliRunner().invoke(app, command.replace("net.py", str(tmp_path / "net.py")).split())
+    assert result.exit_code == 0, result.output
+    assert result.stdout == said.removesuffix("\n")
+
+
+@pytest.mark.parametrize("code", COMPILING_BLOCKS, ids=["budget", "infeasible"])
 def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code.count("options={") == 1
     quick = code.replace("options={", 'options={"lowering": "aot_eager", ')
