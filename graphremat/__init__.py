@@ -21,12 +21,15 @@ from graphremat.errors import (
 )
 
 if TYPE_CHECKING:
+    from graphremat.batches import Batches, max_batch
     from graphremat.forecast import Forecast, plan
     from graphremat.report import Report, last_report, reports
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Batches": ("graphremat.batches", "Batches"),
+    "max_batch": ("graphremat.batches", "max_batch"),
     "Forecast": ("graphremat.forecast", "Forecast"),
     "plan": ("graphremat.forecast", "plan"),
     "Report": ("graphremat.report", "Report"),
@@ -35,6 +38,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "Batches",
     "BudgetInfeasible",
     "DumpError",
     "Forecast",
@@ -45,6 +49,7 @@ __all__ = [
     "VerificationError",
     "__version__",
     "last_report",
+    "max_batch",
     "plan",
     "reports",
 ]

@@ -137,6 +137,40 @@ def plan(
         raise typer.Exit(1)
 
 
+@app.command("max-batch")
+def max_batch(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="MODULE:FACTORY or FILE.py:FACTORY: a function of the batch that returns the model and its inputs."
+        ),
+    ],
+    device: Annotated[
+        str | None, typer.Option(help="A GPU by name, like RTX-4090. Left out: this CPU.")
+    ] = None,
+    budget: Annotated[str, typer.Option(help="20GiB, or auto for the device's memory.")] = "auto",
+    optimizer: Annotated[
+        str, typer.Option(help="none, sgd, sgd-momentum, adam, adamw or adamw-8bit: its state is counted.")
+    ] = "none",
+    accumulate: Annotated[
+        bool, typer.Option("--accumulate", help="Gradients of earlier micro-batches are held as well.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Find the largest batch that a device holds, and the one of most examples a second, without running it.
+
+    Exits with 1 if not even a batch of 1 fits.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # quiet; read when torch is loaded
+    from graphremat.batches import max_batch as find_max_batch
+    from graphremat.factories import load_factory
+
+    factory = load_factory(model)
+    with Console(stderr=True).status("planning batches"):
+        found = find_max_batch(factory, device, budget=budget, optimizer=optimizer, accumulate=accumulate)
+    typer.echo(found.to_json() if as_json else str(found))
+
+
 @app.command()
 def replan(
     problem: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="10-problem.json of a dump.")],

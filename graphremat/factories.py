@@ -11,7 +11,7 @@ from typing import Any
 from graphremat.errors import OptionError
 
 
-def load_factory(text: str) -> Callable[[], Any]:
+def load_factory(text: str) -> Callable[..., Any]:
     """The function that ``text`` names; modules are looked for in the current folder as well.
 
     Raises:

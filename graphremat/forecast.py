@@ -13,7 +13,7 @@ import contextlib
 import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -107,9 +107,9 @@ class Forecast:
         points: plans from the fastest to the one of lowest peak.
         chosen: which of them is meant.
         torchs: what torch's own partitioner does; None where its plan cannot be kept.
-        holders: ``(name, bytes)`` of the graph's largest values alive at the chosen plan's peak.
         ops: operators of the traced graph.
         problem: the graph as the planner sees it.
+        replays: of the same plans as ``points``.
     """
 
     device: Device
@@ -121,14 +121,20 @@ class Forecast:
     points: tuple[ForecastPoint, ...]
     chosen: int
     torchs: ForecastPoint | None
-    holders: tuple[tuple[str, int], ...]
     ops: int
     problem: Problem
+    replays: tuple[Replay, ...]
 
     @property
     def peak_bytes(self) -> int:
         """The chosen plan's peak."""
         return self.points[self.chosen].peak_bytes
+
+    @property
+    def holders(self) -> tuple[tuple[str, int], ...]:
+        """``(name, bytes)`` of the graph's largest values alive at the chosen plan's peak."""
+        run = self.replays[self.chosen]
+        return tuple(run.alive_at(self.problem, run.peak_position)[:10])
 
     @property
     def step_seconds(self) -> float:
@@ -139,6 +145,11 @@ class Forecast:
     def fits(self) -> bool:
         """Whether the chosen plan's peak, and :data:`DEVICE_RESERVE_BYTES` on a GPU, fit the device's memory."""
         return self.peak_bytes <= usable_bytes(self.device)
+
+    def within(self, budget_bytes: int) -> "Forecast | None":
+        """The same under the fastest plan with a peak of at most so many bytes; None if there is none."""
+        place = next((k for k, point in enumerate(self.points) if point.peak_bytes <= budget_bytes), None)
+        return None if place is None else replace(self, chosen=place, budget_bytes=budget_bytes)
 
     def to_json(self) -> str:
         """One JSON object; the traced graph is left out."""
@@ -244,8 +255,8 @@ def plan(
         PlanningError: the model is not one graph, trains nothing, or cannot be traced.
     """
     state = _named(OPTIMIZERS, optimizer, "optimizer")
-    rates = _rates(device)
-    allowed = _allowed(budget, rates)
+    rates = find_rates(device)
+    allowed = parse_allowed(budget, rates)
     with contextlib.nullcontext() if isinstance(model, nn.Module) else private.FakeTensorMode():
         made, arguments, keywords = _made(model, inputs)
         traced = _trace(made, arguments, keywords, rates)
@@ -267,8 +278,6 @@ def plan(
     points = tuple(point_of(candidate.replay) for candidate in candidates)
     peaks = [point.peak_bytes for point in points]
     choice = choose(peaks, peaks.__getitem__, allowed)
-    replayed = candidates[choice.place].replay
-    holders = replayed.alive_at(traced.problem, replayed.peak_position)[:10]
     if not choice.fits:
         assert choice.budget_bytes is not None
         raise BudgetInfeasible(
@@ -277,7 +286,7 @@ def plan(
             f"{format_bytes(sum(outside))} state of the optimizer and accumulated gradients",
             budget_bytes=choice.budget_bytes,
             lowest_peak_bytes=peaks[-1],
-            holders=holders,
+            holders=candidates[-1].replay.alive_at(traced.problem, candidates[-1].replay.peak_position)[:10],
         )
     return Forecast(
         device=rates,
@@ -289,9 +298,9 @@ def plan(
         points=points,
         chosen=choice.place,
         torchs=None if traced.torchs is None else point_of(found.candidates[0].replay),
-        holders=tuple(holders),
         ops=len(traced.problem.ops),
         problem=traced.problem,
+        replays=tuple(candidate.replay for candidate in candidates),
     )
 
 
@@ -303,7 +312,8 @@ def _named(known: Mapping[str, Any], name: str, what: str) -> Any:
     return known[name]
 
 
-def _rates(device: str | None) -> Device:
+def find_rates(device: str | None) -> Device:
+    """The device of a name, or this CPU. Raises OptionError for a name that is in no table."""
     if device is None or device == "cpu":
         return prices(Options(), torch.device("cpu"))
     try:
@@ -312,7 +322,8 @@ def _rates(device: str | None) -> Device:
         raise OptionError(str(error)) from error
 
 
-def _allowed(budget: int | float | str | None, device: Device) -> int | float | None:
+def parse_allowed(budget: int | float | str | None, device: Device) -> int | float | None:
+    """A budget as :func:`plan` takes it: bytes, a fraction, or None. Raises OptionError."""
     parsed = Options.parse({"memory_budget": budget}).memory_budget
     if parsed == "auto":
         return usable_bytes(device)

@@ -43,6 +43,15 @@ def test_planning_without_running_says_the_same_twice(
     assert result.stdout == said.removesuffix("\n")
 
 
+def test_the_largest_batch_of_a_smaller_network(tmp_path: Path) -> None:
+    smaller = PLANNING_BLOCK.partition("\n\n\nprint(")[0].replace("range(4)", "range(1)")
+    (tmp_path / "net.py").write_text(smaller)
+    (command,) = re.findall(r"^graphremat (max-batch .*)$", README, flags=re.MULTILINE)
+    result = CliRunner().invoke(app, command.replace("net.py", str(tmp_path / "net.py")).split())
+    assert result.exit_code == 0, result.output
+    assert "holds a batch of" in result.stdout
+
+
 @pytest.mark.parametrize("code", COMPILING_BLOCKS, ids=["budget", "infeasible"])
 def test_the_code_runs(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert code.count("options={") == 1
