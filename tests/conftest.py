@@ -21,6 +21,14 @@ from graphremat.ledger import LEDGER
 
 
 @pytest.fixture
+def fresh_compiler() -> Iterator[None]:
+    """Nothing is compiled before the test, and nothing of it stays."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
 def fresh_ledger() -> Iterator[None]:
     """Nothing is compiled and no step has been divided before the test; no call waits and no step is open after it."""
     torch.compiler.reset()

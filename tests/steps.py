@@ -33,6 +33,19 @@ class Perceptron(nn.Module):
         return self.head(self.layers(batch)).square().mean()
 
 
+class GatedLayers(nn.Module):
+    """Six linear layers over 64 features with residuals, each behind a gate; the loss is inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x)) * torch.sigmoid(x) + x
+        return x.square().mean()
+
+
 class Attention(nn.Module):
     """Tokens through one causal attention with dropout, and a cross entropy."""
 

@@ -1,33 +1,15 @@
 """Plans that take turns in real steps: which, how often, and which one stays."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from torch import Tensor, nn
 
 import graphremat
 from graphremat import autotune
 from graphremat.autotune import ROUNDS, Autotuned, promising
 from graphremat.measure import gradient_error
+from tests.steps import GatedLayers
 
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-class Layers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = torch.tanh(layer(x)) + x
-        return x.square().mean()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 class Clock:
@@ -43,7 +25,7 @@ class Clock:
 
 def trained(
     monkeypatch: pytest.MonkeyPatch, fastest: int, *, budget: object = None, steps: int = 13
-) -> tuple[Layers, graphremat.Report, list[int]]:
+) -> tuple[GatedLayers, graphremat.Report, list[int]]:
     """A model after some steps in which the contender number ``fastest`` takes least, its report, and the turns."""
     clock = Clock({})
     turns: list[int] = []
@@ -57,7 +39,7 @@ def trained(
         return kept_timed(self, contender, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Autotuned, "_timed", timed)
-    model, x = Layers(), torch.randn(256, 64)
+    model, x = GatedLayers(), torch.randn(256, 64)
     options = {"lowering": "aot_eager", "memory_budget": budget, "autotune": 3, "on_failure": "error"}
     call = torch.compile(model, backend="graphremat", options=options)
     for _ in range(steps):
@@ -100,7 +82,7 @@ def test_the_budget_holds_whoevers_turn_it_is(monkeypatch: pytest.MonkeyPatch, b
 
 
 def test_steps_without_a_backward_choose_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, x = Layers(), torch.randn(256, 64)
+    model, x = GatedLayers(), torch.randn(256, 64)
     call = torch.compile(model, backend="graphremat", options={"lowering": "aot_eager", "autotune": 2})
     before = len(graphremat.reports())
     with torch.no_grad():

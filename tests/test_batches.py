@@ -1,7 +1,6 @@
 """The largest batch by planning: the search against counting up, and the answer against plans of its neighbours."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,17 +19,12 @@ MODEL = """
 import torch
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 def network(batch):
     layers = [layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.Tanh())]
     return nn.Sequential(*layers), (torch.randn(batch, 64),)
 """
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def network(batch: int) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:

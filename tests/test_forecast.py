@@ -2,7 +2,6 @@
 
 import json
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,8 @@ MODEL_FILE = """
 import torch
 from torch import nn
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 def small():
     layers = [layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.Tanh())]
     return nn.Sequential(*layers), (torch.randn(512, 64),)
@@ -32,13 +33,6 @@ def huge():
 
 number = 3
 """
-
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
 
 
 def layers(width: int = 64, count: int = 6) -> nn.Module:

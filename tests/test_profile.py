@@ -1,6 +1,6 @@
 """Profile-guided planning: what is measured of real steps, what follows from it, and that no step is lost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,29 +14,14 @@ from graphremat.autotune import ROUNDS
 from graphremat.kernel_clock import with_ticks
 from graphremat.measure import gradient_error
 from graphremat.passes.attribute import Attribution, attribute
+from tests.steps import GatedLayers
+
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 MEASURING = 2 + profile.TIMED_STEPS
 """Steps until all is measured: one compiles the backward, one is followed by the allocator."""
 BUDGET = "900KiB"
-"""Of :class:`Layers`, between its lowest and its fastest peak."""
-
-
-@pytest.fixture(autouse=True)
-def _fresh() -> Iterator[None]:
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
-
-
-class Layers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(64, 64) for _ in range(6))
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers:
-            x = torch.tanh(layer(x)) * torch.sigmoid(x) + x
-        return x.square().mean()
+"""Of :class:`GatedLayers`, between its lowest and its fastest peak."""
 
 
 def compiled(model: nn.Module, **options: object) -> Callable[..., Tensor]:
@@ -54,7 +39,7 @@ def train(model: nn.Module, call: Callable[..., Tensor], x: Tensor, steps: int) 
 
 
 def test_the_first_steps_are_measured() -> None:
-    model, x = Layers(), torch.randn(256, 64)
+    model, x = GatedLayers(), torch.randn(256, 64)
     train(model, compiled(model), x, MEASURING + 1)
     truth = next(r.truth for r in reversed(graphremat.reports()) if r.truth is not None)
     assert truth.peak_bytes == truth.generated_peak_bytes  # the allocator's events against the dry run
@@ -95,7 +80,7 @@ def test_the_corrected_plan_is_kept_if_it_is_faster(
 ) -> None:
     wrong_prices(monkeypatch, "sigmoid", 100.0)
     by_the_clock(monkeypatch, *seconds)
-    model, x = Layers(), torch.randn(256, 64)
+    model, x = GatedLayers(), torch.randn(256, 64)
     train(
         model,
         compiled(model, memory_budget=BUDGET, dump_dir=str(tmp_path)),
@@ -117,7 +102,7 @@ def test_the_corrected_plan_is_kept_if_it_is_faster(
 
 def test_a_plan_that_stays_the_same_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong_prices(monkeypatch, "nothing", 1.0)
-    model, x = Layers(), torch.randn(256, 64)
+    model, x = GatedLayers(), torch.randn(256, 64)
     train(model, compiled(model), x, MEASURING + 3)
     report = graphremat.last_report()
     assert not report.timed_plans
@@ -126,7 +111,7 @@ def test_a_plan_that_stays_the_same_is_not_tried(monkeypatch: pytest.MonkeyPatch
 
 
 def test_steps_that_are_not_one_forward_and_one_backward_are_not_measured() -> None:
-    model, x = Layers(), torch.randn(256, 64)
+    model, x = GatedLayers(), torch.randn(256, 64)
     call = compiled(model)
     before = len([r for r in graphremat.reports() if r.truth])
     for _ in range(2 * profile.MOST_DISTURBED + 2):
@@ -140,7 +125,7 @@ def test_steps_that_are_not_one_forward_and_one_backward_are_not_measured() -> N
 
 
 def test_steps_without_a_backward_measure_nothing() -> None:
-    model, x = Layers(), torch.randn(256, 64)
+    model, x = GatedLayers(), torch.randn(256, 64)
     call = compiled(model)
     with torch.no_grad():
         for _ in range(MEASURING + 2):
@@ -196,7 +181,7 @@ def test_ticks_lie_between_the_calls() -> None:
 @pytest.mark.inductor
 @pytest.mark.parametrize("caches", [True, False])
 def test_inductors_kernels_are_timed_and_known(caches: bool) -> None:
-    model, x = Layers(), torch.randn(256, 64)
+    model, x = GatedLayers(), torch.randn(256, 64)
     call = compiled(model, lowering="inductor", memory_budget=0.0)
     with torch.compiler.config.patch(force_disable_caches=not caches):
         train(model, call, x, MEASURING + 1)
