@@ -65,17 +65,10 @@ class Lowering:
                 or than without. A buffer that waits to be reused is alive without a use, which adds up to 16% to a
                 tight plan's peak; fresh memory for all costs a step 1 to 2% on a CPU. None for no reuse.
         """
-        if place in self.done:
-            old = self.done[place]
-            graphs = old.forward, old.backward, old.fence
-        else:
-            graphs = self._graphs(place, candidate)
-        if self.options.lowering == "aot_eager" or reuse_under is None:
-            self.done[place] = self._lower(*graphs, candidate, reuses=False)
-            return self.done[place].truth
-        found = self._lower(*graphs, candidate, reuses=True)
-        if found.truth.peak_bytes > reuse_under:
-            fresh = self.done.get(place) or self._lower(*graphs, candidate, reuses=False)
+        graphs = self._graphs(place, candidate)
+        found = self._lower(*graphs, candidate, reuses=reuse_under is not None)
+        if reuse_under is not None and found.truth.peak_bytes > reuse_under:
+            fresh = self._lower(*graphs, candidate, reuses=False)
             found = min(fresh, found, key=lambda lowered: lowered.truth.peak_bytes)
         self.done[place] = found
         return found.truth
