@@ -20,6 +20,10 @@ CLOSE_ENOUGH = 0.05
 lowest peak."""
 
 
+MISSES = 3
+"""After so many plans that were predicted to fit and did not, predictions are no guide: the rest is halved instead."""
+
+
 @dataclass(frozen=True)
 class Aim:
     """What one graph is asked for where several share a budget.
@@ -151,6 +155,8 @@ def _search(truths: _Truths, limit: int, most: int) -> int | None:
             if fits is not None or not places:
                 return fits
             promising = last
+        if fits is None and len(truths.known) >= MISSES:
+            promising = max(promising, (over + 1 + last) // 2)
         if len(truths.known) >= most - (fits is None):
             if fits is not None:
                 return fits

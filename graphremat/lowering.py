@@ -8,7 +8,7 @@ overwrite saved tensors that alias no input, no user output and no gradient. The
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -84,7 +84,7 @@ class GeneratedCode:
     constants: tuple[TensorSpec, ...] = ()
     namespace: tuple[tuple[str, Any], ...] = ()
     switched_off: tuple[str, ...] = ()
-    lowered: LoweredGraph | None = None
+    lowered: LoweredGraph | None = field(default=None, compare=False, repr=False)
 
     def at_assumed_sizes(self) -> "GeneratedCode":
         """The same code with inputs of the sizes that are assumed now (:mod:`graphremat.passes.hints`)."""

@@ -81,6 +81,21 @@ def test_looks_are_bounded(most: int) -> None:
     assert len(set(asked)) == len(asked)
 
 
+def test_where_replays_mislead_the_plan_is_found_by_halving() -> None:
+    replayed = [1000 - 8 * p for p in range(64)]
+    true = [959] * 40 + [940 - p for p in range(40, 64)]  # each look makes one of the next plans promising
+    asked: list[int] = []
+
+    def truth(place: int) -> int:
+        asked.append(place)
+        return true[place]
+
+    choice = choose(replayed, truth, 950)
+    assert choice.fits
+    assert 40 <= choice.place <= 52, "not the lowest plan of all, which is far slower"
+    assert len(asked) <= 8
+
+
 @given(
     st.lists(st.floats(0.7, 1.3), min_size=8, max_size=8),
     st.one_of(st.integers(200, 1300), st.floats(0, 1)),
