@@ -358,9 +358,10 @@ class _Traced:
 
 
 class _Caught(private.ShortenTraceback):  # type: ignore[misc]
-    """Carries what was traced out of the compilation; Dynamo lets this class through as it is."""
+    """Carries what was traced out of the compilation, None where there is no backward; Dynamo lets this class through
+    as it is."""
 
-    def __init__(self, traced: _Traced) -> None:
+    def __init__(self, traced: _Traced | None) -> None:
         super().__init__(first_useful_frame=None)
         self.traced = traced
 
@@ -379,7 +380,7 @@ class _Catch(Partitioner):
         )
         torchs = torchs_graphs(joint, joint_inputs, static)
         if not joint.differentiates:
-            return torchs
+            raise _Caught(None)
         problem, index = build_problem(joint, self._device, fuses=True, size_hint=default_size_hint)
         raise _Caught(_Traced(problem, torchs_plan_of(problem, saved_by(torchs[1], joint, problem, index))))
 
@@ -395,16 +396,17 @@ def _trace(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any
             compiled: Any = private.compile_fx(
                 gm,
                 example_inputs,
-                inner_compile=_nothing_to_plan,
+                inner_compile=_no_backward,
                 config_patches={"custom_partitioner_fn": catch},
             )
         return compiled  # type: ignore[no-any-return]
 
     compiled = torch.compile(model, backend=compile_graph, fullgraph=True)
+    traced: _Traced | None = None
     try:
         compiled(*arguments, **keywords)
     except _Caught as caught:
-        return caught.traced
+        traced = caught.traced
     except GraphrematError:
         raise
     except Exception as error:
@@ -412,8 +414,10 @@ def _trace(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any
         raise PlanningError(
             f"the model cannot be traced as one graph: {type(error).__name__}: {first[0] if first else ''}"
         ) from error
-    raise PlanningError("nothing in the model gets a gradient, so there is nothing to plan")
+    if traced is None:
+        raise PlanningError("nothing in the model gets a gradient, so there is nothing to plan")
+    return traced
 
 
-def _nothing_to_plan(*_: Any, **__: Any) -> Any:
-    raise PlanningError("nothing in the model gets a gradient, so there is nothing to plan")
+def _no_backward(*_: Any, **__: Any) -> Any:
+    raise _Caught(None)

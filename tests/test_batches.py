@@ -15,11 +15,11 @@ from graphremat.batches import _largest
 from graphremat.cli import app
 from graphremat.errors import BudgetInfeasible, OptionError
 
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
+
 MODEL = """
 import torch
 from torch import nn
-
-pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 def network(batch):
     layers = [layer for _ in range(4) for layer in (nn.Linear(64, 64), nn.Tanh())]
