@@ -8,54 +8,16 @@ never runs. ``NETWORK.json`` holds what ``10-problem.json`` of a dump holds.
 
 import argparse
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.fx as fx
 from rich.console import Console
 
 from bench.networks import NETWORKS
-from graphremat.candidates import graph_device
-from graphremat.options import Options
-from graphremat.partitioner import prices
-from graphremat.passes import torch_private as private
-from graphremat.passes.build import build_problem
-from graphremat.passes.classify import read_joint_graph
-from graphremat.passes.hints import default_size_hint
 from graphremat.passes.problem import Problem
+from graphremat.tracing import trace_step
 
 LOWERINGS = ("inductor", "aot_eager")
-
-
-class _Captured(private.ShortenTraceback):  # type: ignore[misc]
-    """Carries the problem out of the compilation; Dynamo lets this class through as it is."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(first_useful_frame=None)
-        self.problem = problem
-
-
-class _Capture(private.CustomPartitionerFn):  # type: ignore[misc]
-    """Takes the place of the partitioner and ends the compilation with the problem."""
-
-    def __init__(self, lowering: str) -> None:
-        self._lowering = lowering
-
-    def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
-        joint = read_joint_graph(
-            gm,
-            num_forward_outputs=kwargs["num_fwd_outputs"],
-            static_lifetime_input_indices=kwargs.get("static_lifetime_input_indices"),
-        )
-        device = prices(Options(), graph_device(gm))
-        fuses = self._lowering == "inductor"
-        problem, _ = build_problem(joint, device, fuses=fuses, size_hint=default_size_hint)
-        raise _Captured(problem)
-
-    def uuid(self) -> None:
-        """No caching."""
 
 
 def capture_problem(network: str, size: str, lowering: str = "inductor") -> Problem:
@@ -67,28 +29,7 @@ def capture_problem(network: str, size: str, lowering: str = "inductor") -> Prob
         lowering: ``"inductor"`` (ops are joined into kernels) or ``"aot_eager"`` (they are not).
     """
     case = NETWORKS[network].build(size)
-    partitioner = _Capture(lowering)
-
-    def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        if lowering == "aot_eager":
-            compiled: Any = private.aot_autograd(
-                fw_compiler=_never, bw_compiler=_never, partition_fn=partitioner
-            )(gm, example_inputs)
-        else:
-            with private.autograd_cache(False):
-                compiled = private.compile_fx(
-                    gm, example_inputs, config_patches={"custom_partitioner_fn": partitioner}
-                )
-        return compiled  # type: ignore[no-any-return]
-
-    torch.compiler.reset()
-    try:
-        torch.compile(case.model, backend=compile_graph, fullgraph=True)(*case.inputs)
-    except _Captured as captured:
-        return captured.problem
-    finally:
-        torch.compiler.reset()
-    raise RuntimeError(f"{network} was compiled without a joint graph")
+    return trace_step(case.model, case.inputs, lowering=lowering, with_torchs=False).problem
 
 
 def problem_of(network: str, size: str, lowering: str, folder: Path | None) -> Problem:
@@ -96,10 +37,6 @@ def problem_of(network: str, size: str, lowering: str, folder: Path | None) -> P
     if folder:
         return Problem.from_json((folder / f"{network}.json").read_text())
     return capture_problem(network, size, lowering)
-
-
-def _never(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[..., Any]:
-    raise AssertionError("the capture ends the compilation before any graph is compiled")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -171,10 +171,12 @@ def _compile_with_inductor(
             keep_saved_inputs(graph)
         with (
             standing(fence),
-            private.buffer_reuse(partitioner.reuses),
+            private.buffer_reuse(partitioner.reuses_buffers),
             private.graph_cache_keyed_by_donation(),
             private.origins_in_comments(),
-            private.compiling_as_generated(partitioner.reusable(is_backward=bool(kwargs.get("is_backward")))),
+            private.compiling_as_generated(
+                partitioner.take_generated(is_backward=bool(kwargs.get("is_backward")))
+            ),
         ):
             compiled = private.compile_fx_inner(graph, inputs, **kwargs)
         partitioner.codes.append(code_of(compiled))

@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from graphremat.errors import BudgetInfeasible, OptionError
 from graphremat.forecast import Forecast, find_rates, parse_allowed, plan
 from graphremat.passes.devices import Device
@@ -108,7 +106,6 @@ def max_batch(
 
     def lowest(batch: int) -> int:
         if batch not in known:
-            torch.compiler.reset()
             known[batch] = plan(
                 lambda: factory(batch), device=device, optimizer=optimizer, accumulate=accumulate
             )

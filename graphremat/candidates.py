@@ -37,9 +37,9 @@ class Lowered:
     wrappers: tuple[str, str] | None
     follow: Callable[[], StepTruth]
     """The dry run anew, with the sizes that are assumed now."""
-    reusable: tuple[private.LoweredGraph | None, private.LoweredGraph | None] = (None, None)
+    generated: tuple[private.LoweredGraph | None, private.LoweredGraph | None] = (None, None)
     """What the code of forward and backward was generated from: it can be compiled as it is."""
-    reuses: bool = True
+    reuses_buffers: bool = True
     """Whether the code may hand a buffer that nobody reads any more to the next value of its size."""
 
 
@@ -66,9 +66,9 @@ class Lowering:
                 tight plan's peak; fresh memory for all costs a step 1 to 2% on a CPU. None for no reuse.
         """
         graphs = self._graphs(place, candidate)
-        found = self._lower(*graphs, candidate, reuses=reuse_under is not None)
+        found = self._lower(*graphs, candidate, reuses_buffers=reuse_under is not None)
         if reuse_under is not None and found.truth.peak_bytes > reuse_under:
-            fresh = self._lower(*graphs, candidate, reuses=False)
+            fresh = self._lower(*graphs, candidate, reuses_buffers=False)
             found = min(fresh, found, key=lambda lowered: lowered.truth.peak_bytes)
         self.done[place] = found
         return found.truth
@@ -94,12 +94,12 @@ class Lowering:
         fence: Fence | None,
         candidate: Candidate,
         *,
-        reuses: bool,
+        reuses_buffers: bool,
     ) -> Lowered:
         """Generate the code of both graphs (Inductor) or take them as they are (``aot_eager``); follow its bytes."""
         if fence is not None:
             fence.refused.clear()
-        with private.buffer_reuse(reuses):
+        with private.buffer_reuse(reuses_buffers):
             follow, codes = generate(
                 self.options, forward, backward, fence, self.joint.num_forward_outputs, self.num_user_outputs
             )
@@ -110,8 +110,8 @@ class Lowering:
             self._followed(follow, candidate),
             (codes[0].source, codes[1].source) if codes else None,
             follow,
-            reusable=(codes[0].lowered, codes[1].lowered) if codes else (None, None),
-            reuses=reuses,
+            generated=(codes[0].lowered, codes[1].lowered) if codes else (None, None),
+            reuses_buffers=reuses_buffers,
         )
 
     def _followed(self, follow: Callable[[], StepTruth], candidate: Candidate) -> StepTruth:

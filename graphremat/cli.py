@@ -27,6 +27,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+DeviceOption = Annotated[str | None, typer.Option(help="A GPU by name, like RTX-4090. Left out: this CPU.")]
+OptimizerOption = Annotated[
+    str, typer.Option(help="none, sgd, sgd-momentum, adam, adamw or adamw-8bit: its state is counted.")
+]
+AccumulateOption = Annotated[
+    bool, typer.Option("--accumulate", help="Gradients of earlier micro-batches are held as well.")
+]
+
 
 def main() -> None:
     """Run the command line; an error of graphremat is told in its own words, without a traceback."""
@@ -54,7 +63,7 @@ def common(
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say whether this machine can run graphremat: versions, devices, compiler and caches.
 
@@ -108,16 +117,10 @@ def plan(
             help="20GiB, a fraction like 0.5, or auto for the device's memory. Left out: the fastest plan."
         ),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="A GPU by name, like RTX-4090. Left out: this CPU.")
-    ] = None,
-    optimizer: Annotated[
-        str, typer.Option(help="none, sgd, sgd-momentum, adam, adamw or adamw-8bit: its state is counted.")
-    ] = "none",
-    accumulate: Annotated[
-        bool, typer.Option("--accumulate", help="Gradients of earlier micro-batches are held as well.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    device: DeviceOption = None,
+    optimizer: OptimizerOption = "none",
+    accumulate: AccumulateOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what a training step will take, without running it: no weights in memory, no GPU.
 
@@ -145,17 +148,11 @@ def max_batch(
             help="MODULE:FACTORY or FILE.py:FACTORY: a function of the batch that returns the model and its inputs."
         ),
     ],
-    device: Annotated[
-        str | None, typer.Option(help="A GPU by name, like RTX-4090. Left out: this CPU.")
-    ] = None,
+    device: DeviceOption = None,
     budget: Annotated[str, typer.Option(help="20GiB, or auto for the device's memory.")] = "auto",
-    optimizer: Annotated[
-        str, typer.Option(help="none, sgd, sgd-momentum, adam, adamw or adamw-8bit: its state is counted.")
-    ] = "none",
-    accumulate: Annotated[
-        bool, typer.Option("--accumulate", help="Gradients of earlier micro-batches are held as well.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    optimizer: OptimizerOption = "none",
+    accumulate: AccumulateOption = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Find the largest batch that a device holds, and the one of most examples a second, without running it.
 

@@ -20,27 +20,17 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import fx, nn
+from torch import nn
 
 from graphremat.choose import choose
-from graphremat.errors import BudgetInfeasible, GraphrematError, OptionError, PlanningError
+from graphremat.errors import BudgetInfeasible, OptionError
 from graphremat.options import Options
-from graphremat.partitioner import (
-    Partitioner,
-    plan_behind_torchs,
-    prices,
-    saved_by,
-    torchs_graphs,
-    torchs_plan_of,
-)
+from graphremat.partitioner import plan_behind_torchs, prices
 from graphremat.passes import torch_private as private
-from graphremat.passes.build import build_problem
-from graphremat.passes.classify import read_joint_graph
 from graphremat.passes.devices import Device, UnknownDevice, find_device
-from graphremat.passes.hints import default_size_hint
-from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import Replay
+from graphremat.tracing import trace_step
 from graphremat.units import format_bytes
 
 DEVICE_RESERVE_BYTES = 1 << 30
@@ -254,41 +244,29 @@ def plan(
         OptionError: an unknown device or optimizer, or a budget that is none.
         PlanningError: the model is not one graph, trains nothing, or cannot be traced.
     """
-    state = _named(OPTIMIZERS, optimizer, "optimizer")
+    state = _state_of(optimizer)
     rates = find_rates(device)
     allowed = parse_allowed(budget, rates)
     with contextlib.nullcontext() if isinstance(model, nn.Module) else private.FakeTensorMode():
         made, arguments, keywords = _made(model, inputs)
-        traced = _trace(made, arguments, keywords, rates)
+        traced = trace_step(made, arguments, keywords, device=rates)
     parameters = list({id(p): p for p in made.parameters()}.values())
     trained = [p for p in parameters if p.requires_grad]
     outside = sum(map(state, trained)), sum(map(_one_state, trained)) if accumulate else 0
-    found = plan_behind_torchs(Options(), traced.problem, 0.5, traced.torchs)
-    candidates = found.candidates
-    if traced.torchs is not None and any(
-        c.replay.seconds <= candidates[0].replay.seconds for c in candidates[1:]
-    ):
-        candidates = candidates[1:]  # torch's plan comes first although another is as fast and lower
+    frontier = plan_behind_torchs(Options(), traced.problem, 0.5, traced.torchs)
+    replays = [candidate.replay for candidate in frontier.candidates]
+    torchs = replays[0] if traced.torchs is not None else None
+    if torchs is not None and any(run.seconds <= torchs.seconds for run in replays[1:]):
+        del replays[0]  # torch's plan comes first although another is as fast and lower
 
     def point_of(run: Replay) -> ForecastPoint:
-        return ForecastPoint(
-            run.peak_bytes + sum(outside), run.seconds, run.recompute_seconds, run.saved_bytes
-        )
+        peak_bytes = run.peak_bytes + sum(outside)
+        return ForecastPoint(peak_bytes, run.seconds, run.recompute_seconds, run.saved_bytes)
 
-    points = tuple(point_of(candidate.replay) for candidate in candidates)
+    points = tuple(map(point_of, replays))
     peaks = [point.peak_bytes for point in points]
     choice = choose(peaks, peaks.__getitem__, allowed)
-    if not choice.fits:
-        assert choice.budget_bytes is not None
-        raise BudgetInfeasible(
-            f"no plan is under {format_bytes(choice.budget_bytes)}: the lowest peak is {format_bytes(peaks[-1])}, of "
-            f"which {format_bytes(traced.problem.input_bytes)} are parameters and inputs and "
-            f"{format_bytes(sum(outside))} state of the optimizer and accumulated gradients",
-            budget_bytes=choice.budget_bytes,
-            lowest_peak_bytes=peaks[-1],
-            holders=candidates[-1].replay.alive_at(traced.problem, candidates[-1].replay.peak_position)[:10],
-        )
-    return Forecast(
+    forecast = Forecast(
         device=rates,
         budget_bytes=choice.budget_bytes,
         parameter_bytes=sum(map(_one_state, parameters)),
@@ -297,19 +275,36 @@ def plan(
         accumulated_bytes=outside[1],
         points=points,
         chosen=choice.place,
-        torchs=None if traced.torchs is None else point_of(found.candidates[0].replay),
+        torchs=None if torchs is None else point_of(torchs),
         ops=len(traced.problem.ops),
         problem=traced.problem,
-        replays=tuple(candidate.replay for candidate in candidates),
+        replays=tuple(replays),
+    )
+    if not choice.fits:
+        raise _infeasible(forecast)
+    return forecast
+
+
+def _infeasible(lowest: Forecast) -> BudgetInfeasible:
+    """The error for a budget that even this plan does not keep."""
+    assert lowest.budget_bytes is not None
+    outside_bytes = lowest.optimizer_bytes + lowest.accumulated_bytes
+    return BudgetInfeasible(
+        f"no plan is under {format_bytes(lowest.budget_bytes)}: the lowest peak is {format_bytes(lowest.peak_bytes)}, "
+        f"of which {format_bytes(lowest.problem.input_bytes)} are parameters and inputs and "
+        f"{format_bytes(outside_bytes)} state of the optimizer and accumulated gradients",
+        budget_bytes=lowest.budget_bytes,
+        lowest_peak_bytes=lowest.peak_bytes,
+        holders=lowest.holders,
     )
 
 
-def _named(known: Mapping[str, Any], name: str, what: str) -> Any:
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+def _state_of(optimizer: str) -> Callable[[torch.Tensor], int]:
+    if optimizer not in OPTIMIZERS:
+        near = difflib.get_close_matches(optimizer, OPTIMIZERS, n=1)
         meant = f": did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"unknown {what} {name!r}{meant} ({what}s: {', '.join(known)})")
-    return known[name]
+        raise OptionError(f"unknown optimizer {optimizer!r}{meant} (optimizers: {', '.join(OPTIMIZERS)})")
+    return OPTIMIZERS[optimizer]
 
 
 def find_rates(device: str | None) -> Device:
@@ -349,75 +344,3 @@ def _made(
     if isinstance(given, Mapping):
         return made, (), dict(given)
     return made, tuple(given), {}
-
-
-@dataclass(frozen=True, eq=False)
-class _Traced:
-    problem: Problem
-    torchs: Plan | None
-
-
-class _Caught(private.ShortenTraceback):  # type: ignore[misc]
-    """Carries what was traced out of the compilation, None where there is no backward; Dynamo lets this class through
-    as it is."""
-
-    def __init__(self, traced: _Traced | None) -> None:
-        super().__init__(first_useful_frame=None)
-        self.traced = traced
-
-
-class _Catch(Partitioner):
-    """Takes the place of the partitioner and ends the compilation."""
-
-    def __init__(self, device: Device) -> None:
-        super().__init__(Options(), num_user_outputs=1)
-        self._device = device
-
-    def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
-        static = kwargs.get("static_lifetime_input_indices")
-        joint = read_joint_graph(
-            gm, num_forward_outputs=kwargs["num_fwd_outputs"], static_lifetime_input_indices=static
-        )
-        torchs = torchs_graphs(joint, joint_inputs, static)
-        if not joint.differentiates:
-            raise _Caught(None)
-        problem, index = build_problem(joint, self._device, fuses=True, size_hint=default_size_hint)
-        raise _Caught(_Traced(problem, torchs_plan_of(problem, saved_by(torchs[1], joint, problem, index))))
-
-    def uuid(self) -> None:
-        """No caching."""
-
-
-def _trace(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], device: Device) -> _Traced:
-    catch = _Catch(device)
-
-    def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-        with private.autograd_cache(False):
-            compiled: Any = private.compile_fx(
-                gm,
-                example_inputs,
-                inner_compile=_no_backward,
-                config_patches={"custom_partitioner_fn": catch},
-            )
-        return compiled  # type: ignore[no-any-return]
-
-    compiled = torch.compile(model, backend=compile_graph, fullgraph=True)
-    traced: _Traced | None = None
-    try:
-        compiled(*arguments, **keywords)
-    except _Caught as caught:
-        traced = caught.traced
-    except GraphrematError:
-        raise
-    except Exception as error:
-        first = str(error).strip().splitlines()
-        raise PlanningError(
-            f"the model cannot be traced as one graph: {type(error).__name__}: {first[0] if first else ''}"
-        ) from error
-    if traced is None:
-        raise PlanningError("nothing in the model gets a gradient, so there is nothing to plan")
-    return traced
-
-
-def _no_backward(*_: Any, **__: Any) -> Any:
-    raise _Caught(None)

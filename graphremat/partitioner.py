@@ -66,16 +66,16 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
         self.num_user_outputs = num_user_outputs
         self.aim = aim
         self.fence: Fence | None = None
-        self.reuses = True
+        self.reuses_buffers = True
         self.report: reporting.Report | None = None
         self.codes: list[Code | None] = []
         """Of the forward and, once it is compiled, of the backward."""
         self._result: Partition | None = None
-        self._reusable: list[private.LoweredGraph | None] = [None, None]
+        self._generated: list[private.LoweredGraph | None] = [None, None]
 
-    def reusable(self, *, is_backward: bool) -> private.LoweredGraph | None:
+    def take_generated(self, *, is_backward: bool) -> private.LoweredGraph | None:
         """What the code of a graph was generated from while plans were looked at; once, since it is large."""
-        found, self._reusable[is_backward] = self._reusable[is_backward], None
+        found, self._generated[is_backward] = self._generated[is_backward], None
         return found
 
     def __getstate__(self) -> dict[str, object]:
@@ -118,8 +118,9 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
                 raise
             return self._without_recomputation(gm, joint_inputs, error, **kwargs)
         self.report, lowered = self._result.report, self._result.lowered
-        self.fence, self.reuses, self._reusable = lowered.fence, lowered.reuses, list(lowered.reusable)
-        self._result = replace(self._result, lowered=replace(lowered, reusable=(None, None)))
+        self.fence, self.reuses_buffers = lowered.fence, lowered.reuses_buffers
+        self._generated = list(lowered.generated)
+        self._result = replace(self._result, lowered=replace(lowered, generated=(None, None)))
         return lowered.forward, lowered.backward
 
     def _without_recomputation(

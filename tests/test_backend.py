@@ -75,10 +75,12 @@ def test_networks_keep_their_budgets_and_gradients(name: str) -> None:
             )
             peak = measured.peak_bytes + held_bytes(case.model, *case.inputs)
             assert abs(peak - report.generated_peak_bytes) <= 0.001 * peak
-        seconds.append(report.added_seconds)
+        seconds.append(report.step_seconds)
         peaks.append(report.generated_peak_bytes)
-    assert seconds == sorted(seconds)
-    assert peaks == sorted(peaks, reverse=True)
+    assert seconds[1:] == sorted(seconds[1:])
+    assert peaks[1:] == sorted(peaks[1:], reverse=True)
+    # Without a budget the search is a shorter one, and torch's own plan is kept where another is hardly better.
+    assert seconds[0] <= seconds[1] * (1 + partitioner.WORTH_IT)
     assert peaks[-1] < peaks[0]
 
 
@@ -446,7 +448,8 @@ class TestWherePlanningFails:
     @pytest.mark.parametrize("budget", [None, "1GiB"])
     def test_it_is_a_warning_under_inductor_too(self, budget: object) -> None:
         model, x = nn.Sequential(nn.Linear(16, 16), nn.Tanh()), torch.randn(8, 16)
-        with pytest.warns(UserWarning, match="could not plan a graph.*ZeroDivisionError: a bug"):
+        uncached = torch.compiler.config.patch(force_disable_caches=True)  # a second run would plan nothing
+        with uncached, pytest.warns(UserWarning, match="could not plan a graph.*ZeroDivisionError: a bug"):
             compiled(model, memory_budget=budget, on_failure="fallback", lowering="inductor")(
                 x
             ).sum().backward()

@@ -234,7 +234,7 @@ def test_code_of_another_graph_is_not_taken(taken: list[bool], monkeypatch: pyte
     swapped = property(
         lambda self: list(reversed(self.kept)), lambda self, kept: vars(self).update(kept=kept)
     )
-    monkeypatch.setattr(Partitioner, "_reusable", swapped, raising=False)
+    monkeypatch.setattr(Partitioner, "_generated", swapped, raising=False)
     gradients, _, _ = compiled_step(case, 0.0)
     assert taken == [False, False]
     assert gradient_error(step_and_gradients(case, case.model), gradients) <= 1e-5

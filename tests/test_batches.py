@@ -61,7 +61,6 @@ def test_the_next_batch_does_not_fit() -> None:
     assert found.budget_bytes == budget
     assert 1 <= found.without_recomputation < found.largest
     for batch in (found.largest, found.largest + 1):
-        torch.compiler.reset()
         planned = graphremat.plan(lambda batch=batch: network(batch), device="L4", optimizer="adamw")
         assert (planned.points[-1].peak_bytes <= budget) == (batch == found.largest)
     assert all(f.peak_bytes <= budget for f in found.forecasts.values())
@@ -89,6 +88,5 @@ def test_the_command(tmp_path: Path) -> None:
         answer["without_recomputation"],
         answer["best"],
     }
-    torch.compiler.reset()
     shown = CliRunner().invoke(app, command)
     assert f"holds a batch of {answer['largest']};" in shown.output

@@ -1,8 +1,12 @@
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from graphremat.choose import Choice, choose
+from graphremat.partitioner import _fastest
 
 REPLAYED = [1000, 900, 800, 700, 600, 500, 400, 300]
 
@@ -110,3 +114,27 @@ def test_always_under_the_budget_or_infeasible(errors: list[float], budget: int 
     else:
         assert all(true[p] > choice.budget_bytes for p in asked)
         assert 7 in asked
+
+
+@pytest.mark.parametrize(
+    ("others", "place"),
+    [
+        ([], 0),
+        ([(990, 1.0, 0.0)], 0),  # 1% of the bytes is what a replay can be off
+        ([(900, 1.0, 0.0)], 1),
+        ([(990, 0.9, 0.0)], 1),
+        ([(990, 1.0, 0.0), (900, 1.0, 0.0)], 2),
+        ([(900, 1.1, 0.0)], 0),
+        ([(900, 0.9, 0.1)], 0),  # recomputes more, which the model prices least surely
+        ([(990, 1.0, 0.0), (900, 1.1, 0.0), (800, 1.0, 0.0)], 0),
+    ],
+)
+def test_another_plan_than_torchs_has_to_be_worth_it(
+    others: list[tuple[int, float, float]], place: int
+) -> None:
+    runs = [
+        SimpleNamespace(peak_bytes=peak, seconds=seconds, recompute_seconds=again)
+        for peak, seconds, again in [(1000, 1.0, 0.0), *others]
+    ]
+    frontier: Any = SimpleNamespace(candidates=[SimpleNamespace(replay=run) for run in runs])
+    assert _fastest(frontier) == place

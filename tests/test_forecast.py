@@ -2,6 +2,7 @@
 
 import json
 import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,18 +40,51 @@ def layers(width: int = 64, count: int = 6) -> nn.Module:
     return nn.Sequential(*[m for _ in range(count) for m in (nn.Linear(width, width), nn.Tanh())])
 
 
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """With one thread Inductor makes other loops, of which the replay is up to 2.7% off in linear_stack."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize("name", ["llama", "dropout_gpt", "linear_stack", "two_losses"])
 def test_the_forecast_is_the_plan_of_the_backend_and_its_bytes(name: str) -> None:
     def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
         case = NETWORKS[name].build("tiny")
         return case.model, case.inputs
 
-    found = graphremat.plan(make, budget=0.0)
+    # This machine's own prices, and so the plan and how far its bytes are off, are not those of another machine.
+    found = graphremat.plan(make, budget=0.0, device="A100-40GB")
     case = NETWORKS[name].build("tiny")
-    report = planned(case.model, case.inputs, memory_budget=0.0)
+    report = planned(case.model, case.inputs, memory_budget=0.0, device_costs="A100-40GB")
     assert found.peak_bytes == report.planned_peak_bytes
-    assert found.peak_bytes == pytest.approx(report.generated_peak_bytes, rel=0.05)
+    assert found.peak_bytes == pytest.approx(report.generated_peak_bytes, rel=0.02)
     assert found.step_seconds == pytest.approx(report.step_seconds)
+
+
+def test_what_was_compiled_before_changes_nothing_and_stays_compiled() -> None:
+    model, x = layers(), torch.randn(48, 64)
+    alone = graphremat.plan(model, (x,)).problem.to_json()
+    torch.compiler.reset()
+    compiled_graphs = 0
+
+    def count(gm: torch.fx.GraphModule, _: object) -> torch.fx.GraphModule:
+        nonlocal compiled_graphs
+        compiled_graphs += 1
+        return gm
+
+    step = torch.compile(model, backend=count)
+    for batch in (8, 16, 24):  # the second size makes the batch a symbol
+        step(torch.randn(batch, 64))
+    before = compiled_graphs
+    assert before == 2
+    for _ in range(12):  # more than Dynamo keeps versions of one function
+        assert graphremat.plan(model, (x,)).problem.to_json() == alone
+    step(torch.randn(32, 64))
+    assert compiled_graphs == before
 
 
 def test_no_weights_are_made() -> None:
@@ -73,7 +107,6 @@ def test_what_lives_outside_of_the_graph_is_counted(optimizer: str, accumulate: 
         parameter.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
     plain = graphremat.plan(model, (x,))
-    torch.compiler.reset()
     found = graphremat.plan(model, (x,), optimizer=optimizer, accumulate=accumulate)
     numbers = sum(p.numel() for p in trained)
     states = {
@@ -114,14 +147,11 @@ def test_budgets_and_the_devices_memory() -> None:
     assert usable_bytes(free.device) == DEVICES["RTX-4090"].memory_bytes - DEVICE_RESERVE_BYTES
     lowest = free.points[-1].peak_bytes
     between = (free.peak_bytes + lowest) // 2
-    torch.compiler.reset()
     tight = graphremat.plan(model, (x,), between, device="RTX-4090")
     assert lowest <= tight.peak_bytes <= between < free.peak_bytes
     assert tight.step_seconds >= free.step_seconds
     assert [p.peak_bytes for p in tight.points] == sorted((p.peak_bytes for p in tight.points), reverse=True)
-    torch.compiler.reset()
     assert graphremat.plan(model, (x,), "auto", device="RTX-4090").peak_bytes == free.peak_bytes
-    torch.compiler.reset()
     with pytest.raises(BudgetInfeasible, match="the lowest peak is") as caught:
         graphremat.plan(model, (x,), 1000)
     assert caught.value.lowest_peak_bytes == pytest.approx(lowest, rel=0.01)
@@ -138,7 +168,6 @@ def test_mistakes_are_named() -> None:
         graphremat.plan(lambda: 3)
     with pytest.raises(PlanningError, match="nothing in the model gets a gradient"):
         graphremat.plan(model.requires_grad_(False), (x,))
-    torch.compiler.reset()
     with pytest.raises(PlanningError, match="cannot be traced as one graph"):
         graphremat.plan(layers(), (torch.randn(2, 63),))
 
@@ -153,12 +182,10 @@ def test_the_command(tmp_path: Path) -> None:
     assert answer["device"] == "L4"
     assert answer["optimizer_bytes"] == 2 * answer["parameter_bytes"] == 2 * 4 * 4 * (64 * 64 + 64)
     assert answer["plans"][answer["chosen"]]["peak_bytes"] == answer["peak_bytes"]
-    torch.compiler.reset()
     shown = runner.invoke(app, ["plan", small, "--device", "L4", "--budget", "0.5"])
     assert shown.exit_code == 0
     assert "fits L4" in shown.output
     assert "->" in shown.output
-    torch.compiler.reset()
     too_large = runner.invoke(app, ["plan", f"{tmp_path / 'net.py'}:huge", "--device", "L4"])
     assert too_large.exit_code == 1
     assert "does not fit L4" in too_large.output

@@ -29,19 +29,17 @@ def test_there_is_code_to_run() -> None:
     assert len(PYTHON_BLOCKS) == README.count("```python") == len(COMPILING_BLOCKS) + 1 == 3
 
 
-def test_planning_without_running_in_python_and_from_the_shell(
+def test_planning_without_running_says_the_same_twice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exec(compile(PLANNING_BLOCK, "README.md", "exec"), {"__name__": "__main__"})
     said = capsys.readouterr().out
-    torch.compiler.reset()
+    assert "fits L4" in said
     (tmp_path / "net.py").write_text(PLANNING_BLOCK.partition("\n\n\nprint(")[0])
     (command,) = re.findall(r"^graphremat (plan .*)$", README, flags=re.MULTILINE)
     result = CliRunner().invoke(app, command.replace("net.py", str(tmp_path / "net.py")).split())
     assert result.exit_code == 0, result.output
-    for text in (said, result.stdout):
-        assert "fits L4" in text
-        assert text.count("->") == 1
+    assert result.stdout == said.removesuffix("\n")
 
 
 def test_the_largest_batch_of_a_smaller_network(tmp_path: Path) -> None:
