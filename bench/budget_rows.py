@@ -55,15 +55,16 @@ class Measurement:
     planned_step_seconds: float | None = None
     step_seconds: float | None = None
     compile_seconds: float | None = None
+    device: str = "cpu"
     machine: str = ""
     torch_version: str = ""
     threads: int = 0
     date: str = ""
 
     @property
-    def key(self) -> tuple[str, str, str, str, str]:
+    def key(self) -> tuple[str, ...]:
         """What a measurement is of; equal keys need no second run."""
-        return self.network, self.size, self.lowering, self.label, self.sources
+        return self.network, self.size, self.lowering, self.device, self.label, self.sources
 
     @property
     def used_share(self) -> float | None:

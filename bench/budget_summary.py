@@ -33,7 +33,12 @@ def latest(rows: Mapping[tuple[str, ...], Measurement]) -> dict[str, list[Measur
     last = list(rows.values())[-1]
     found: dict[str, list[Measurement]] = {}
     for row in rows.values():
-        if (row.sources, row.size, row.lowering) == (last.sources, last.size, last.lowering):
+        if (row.sources, row.size, row.lowering, row.device) == (
+            last.sources,
+            last.size,
+            last.lowering,
+            last.device,
+        ):
             found.setdefault(row.network, []).append(row)
     return {
         network: sorted(found[network], key=lambda row: LABELS.index(row.label)) for network in sorted(found)

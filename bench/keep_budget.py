@@ -38,6 +38,7 @@ from bench.budget_rows import (
 )
 from bench.networks import NETWORKS, Case
 from bench.sources import digest_of
+from graphremat.candidates import ROUNDING_BYTES
 from graphremat.errors import GraphrematError
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
 
@@ -52,18 +53,19 @@ def sources_digest() -> str:
     return digest_of(("graphremat/*.py", "passes/*.py", "bench/networks/*.py"))
 
 
-def storage_bytes(tensors: Sequence[Tensor]) -> int:
-    """Bytes of the distinct storages behind the tensors."""
+def storage_bytes(tensors: Sequence[Tensor], rounding: int = 1) -> int:
+    """Bytes of the distinct storages behind the tensors, each rounded up as the allocator does."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
-    return sum(storage.nbytes() for storage in storages.values())
+    return sum(-(-storage.nbytes() // rounding) * rounding for storage in storages.values())
 
 
 class Bench:
     """One network in one size: its case, its starting state, and the gradients that the others are held against."""
 
-    def __init__(self, network: str, size: str, lowering: str) -> None:
+    def __init__(self, network: str, size: str, lowering: str, device: str = "cpu") -> None:
         self.lowering = lowering
-        self.case: Case = NETWORKS[network].build(size)
+        self.device = device
+        self.case: Case = NETWORKS[network].build(size).to(device)
         self.start = {name: value.clone() for name, value in self.case.model.state_dict().items()}
         self.reference = self.first_step(self.compiled_by_torch() if self.case.random else self.case.model)
 
@@ -101,11 +103,12 @@ class Bench:
         start = time.perf_counter()
         gradients, buffers = self.first_step(call)
         compile_seconds = time.perf_counter() - start
-        inputs_bytes = storage_bytes([*_tensors_of(self.case.model), *self.case.inputs])
+        rounding = ROUNDING_BYTES.get(torch.device(self.device).type, 1)
+        inputs_bytes = storage_bytes([*_tensors_of(self.case.model), *self.case.inputs], rounding)
         error = gradient_error(self.reference[0], gradients)
         buffer_error = gradient_error(self.reference[1], buffers)
         del gradients, buffers
-        peak = measure_peak(lambda: self.step(call), clear=self.clear)
+        peak = measure_peak(lambda: self.step(call), clear=self.clear, device=self.device)
 
         def timed() -> None:
             self.clear()
@@ -209,15 +212,21 @@ def _cells(row: Measurement) -> list[str]:
     ]
 
 
-def new_row(network: str, size: str, lowering: str, label: str, sources: str) -> Measurement:
+def new_row(
+    network: str, size: str, lowering: str, label: str, sources: str, device: str = "cpu"
+) -> Measurement:
     """A row that says what, where and when, with nothing measured yet."""
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    if device != "cpu":
+        machine = f"{torch.cuda.get_device_name(device)}, {machine}"
     return Measurement(
         network,
         size,
         lowering,
         label,
         sources,
-        machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+        device=device,
+        machine=machine,
         torch_version=torch.__version__,
         threads=torch.get_num_threads(),
         date=time.strftime("%Y-%m-%d"),
@@ -225,7 +234,13 @@ def new_row(network: str, size: str, lowering: str, label: str, sources: str) ->
 
 
 def run(
-    names: Sequence[str], size: str, lowering: str, out: Path, rounds: int, progress: Progress
+    names: Sequence[str],
+    size: str,
+    lowering: str,
+    out: Path,
+    rounds: int,
+    progress: Progress,
+    device: str = "cpu",
 ) -> dict[str, list[Measurement]]:
     """All rows of all networks, from ``out`` where the same sources have measured them, else measured now."""
     known = read_results(out)
@@ -237,11 +252,11 @@ def run(
         done: dict[str, Measurement] = {}
         for label in LABELS:
             progress.update(task, description=f"{name} {label}")
-            row = new_row(name, size, lowering, label, sources)
+            row = new_row(name, size, lowering, label, sources, device)
             if row.key in known and known[row.key].failure is None:
                 done[label] = known[row.key]
             else:
-                bench = bench or Bench(name, size, lowering)
+                bench = bench or Bench(name, size, lowering, device)
                 done[label] = measure(bench, row, done, rounds)
                 append_result(out, done[label])
             progress.advance(task)
@@ -255,6 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", default="small", help="size of the networks (default: %(default)s)")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: all)")
     parser.add_argument("--lowering", default="inductor", choices=("inductor", "aot_eager"))
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON lines (default: %(default)s)")
     chosen = parser.parse_args(arguments)
@@ -266,10 +282,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         True  # a graph from torch's cache is not planned, and has no report
     )
     warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
+    torch.backends.cudnn.allow_tf32 = False  # whose gradients differ by more than ours may
     console = Console(width=None if sys.stdout.isatty() else 200)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        rows = run(names, chosen.size, chosen.lowering, chosen.out, chosen.rounds, progress)
+        rows = run(names, chosen.size, chosen.lowering, chosen.out, chosen.rounds, progress, chosen.device)
     table, bad = table_of(rows, title=f"{chosen.size} networks lowered by {chosen.lowering}; bytes in MiB")
     console.print(table)
     total = sum(map(len, rows.values()))

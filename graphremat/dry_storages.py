@@ -170,7 +170,7 @@ class Calls(TorchDispatchMode):
             for leaf in fresh:
                 self.log.track(leaf, name, device_type)
         if not getattr(func, "is_view", False):
-            scratch = scratch_bytes(str(func), args) if self.log.device_type == "cpu" else 0
+            scratch = scratch_bytes(str(func), args, self.log.device_type)
             self.log.called(self.log.node or str(func), scratch)
         return result
 

@@ -146,7 +146,7 @@ class _Reader:
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
                 written_out=replays_from_seed(node),
                 relays=_relays(node),
-                scratch_bytes=_scratch_bytes(node) if self._on_cpu else 0,
+                scratch_bytes=_scratch_bytes(node, "cpu" if self._on_cpu else "cuda"),
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, ""),
             )
@@ -219,13 +219,13 @@ class _Reader:
         return list(dict.fromkeys(found))
 
 
-def _scratch_bytes(node: fx.Node) -> int:
-    """What the op allocates for itself on a CPU; 0 where its sizes are symbolic."""
+def _scratch_bytes(node: fx.Node, device_type: str) -> int:
+    """What the op allocates for itself; 0 where its sizes are symbolic."""
     args = fx.node.map_arg(node.args, lambda operand: operand.meta.get("val"))
     sizes = [size for t in tensors_in(args) for size in (*t.shape, *t.stride())]
     if any(isinstance(size, torch.SymInt) for size in sizes):
         return 0
-    return scratch_bytes(str(node.target), args)
+    return scratch_bytes(str(node.target), args, device_type)
 
 
 def _relays(node: fx.Node) -> bool:

@@ -6,7 +6,6 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch.fx.experimental.symbolic_shapes import optimization_hint
 
 from graphremat.passes import torch_private as private
 
@@ -33,10 +32,7 @@ def default_size_hint(size: Any) -> int:
     """The size itself, or what a symbolic one is assumed to be, else what it was traced with; adds no guard."""
     if not isinstance(size, torch.SymInt):
         return int(size)
-    assumed = _assumed.get()
-    if assumed:
-        return private.hint_for(size, assumed, UNKNOWN_SIZE)
-    return int(optimization_hint(size, fallback=UNKNOWN_SIZE))
+    return private.hint_for(size, _assumed.get() or {}, UNKNOWN_SIZE)
 
 
 def symbol_hints(sizes: Iterable[Any]) -> dict[str, int]:

@@ -2,10 +2,14 @@
 
 What of torch it relies on: the buffers of the CPU flash attention (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp):
 blocks of 512 keys by 32, 64 or 256 queries for each thread. Convolutions go through oneDNN, which chooses its buffers
-by shape, layout and processor; they are found by running the op once on memory of the same shapes. Other ops with
-buffers of their own (sorting, matrix products through cuBLAS, convolutions through cuDNN) are not modelled.
+by shape, layout and processor; they are found by running the op once on memory of the same shapes. On a GPU that is
+done for convolutions and attention. Where no GPU is there to run them, the backward of flash attention is known by its
+formula (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, ``mha_bwd``): sums of the query's gradient and
+one number a query, both in float32, lengths rounded up to 128. Matrix products have a workspace that stays (cuBLAS's,
+32 MiB on sm_90), so it is no part of a step. Other ops with buffers of their own (sorting) are not modelled.
 """
 
+import logging
 from collections.abc import Callable, Hashable, Sequence
 from functools import cache
 from typing import Any, TypeAlias
@@ -15,31 +19,39 @@ from torch.profiler import ProfilerActivity, profile
 
 from graphremat.passes.torch_private import disable_current_modes, profiled_memory_events, profiler_is_running
 
+logger = logging.getLogger(__name__)
+
 _KEY_BLOCK = 512
 
 
-def scratch_bytes(op_name: str, args: Sequence[Any]) -> int:
-    """What the op allocates inside, beside its outputs, when it runs on the CPU; 0 for an op that isn't modelled.
+def scratch_bytes(op_name: str, args: Sequence[Any], device_type: str = "cpu") -> int:
+    """What the op allocates inside, beside its outputs, when it runs on the device; 0 for an op that isn't modelled.
 
     Args:
         op_name: the overload's name, as ``"aten._scaled_dot_product_flash_attention_for_cpu.default"``.
         args: its positional arguments; only shapes, strides and dtypes are read.
+        device_type: ``"cpu"`` or ``"cuda"``; nothing is known of others.
 
     >>> query = torch.empty(4, 8, 256, 64, device="meta")
     >>> size = scratch_bytes("aten._scaled_dot_product_flash_attention_for_cpu.default", [query] * 3)
     >>> size // torch.get_num_threads()
     82432
     """
-    if op_name in _PROBED:
-        return _probed(op_name, tuple(_described(arg) for arg in args))
-    model = _MODELS.get(op_name)
+    if op_name in _PROBED.get(device_type, ()):
+        probed = _probed(op_name, tuple(_described(arg) for arg in args), device_type)
+        if probed is not None:
+            return probed
+    model = _MODELS.get((device_type, op_name))
     return model(args) if model is not None else 0
 
 
-_PROBED = {
-    "aten.convolution.default": torch.ops.aten.convolution.default,
-    "aten.convolution_backward.default": torch.ops.aten.convolution_backward.default,
-}
+_CONVOLUTIONS = ("aten.convolution.default", "aten.convolution_backward.default")
+_ATTENTIONS = tuple(
+    f"aten._scaled_dot_product_{kind}_attention{direction}.default"
+    for kind in ("flash", "efficient", "cudnn")
+    for direction in ("", "_backward")
+)
+_PROBED = {"cpu": _CONVOLUTIONS, "cuda": (*_CONVOLUTIONS, *_ATTENTIONS)}
 _Described: TypeAlias = tuple[str, Hashable]
 
 
@@ -50,32 +62,45 @@ def _described(arg: Any) -> _Described:
 
 
 @cache
-def _probed(op_name: str, described: tuple[_Described, ...]) -> int:
+def _probed(op_name: str, described: tuple[_Described, ...], device_type: str) -> int | None:
     """Bytes over its outputs that one run of the op takes, by the allocator's events.
 
-    The first run sets the library up and is not looked at. Nothing is known, and 0 is given, while somebody else
-    profiles this process: torch has one profiler.
+    The first run sets the library up and is not looked at. None where it cannot be run: no such device is there, or it
+    has no room. Nothing is known, and 0 is given, while somebody else profiles this process: torch has one profiler.
     """
     if profiler_is_running():
         return 0
-    with torch.no_grad(), disable_current_modes():
-        args = [_real(kind, content) for kind, content in described]
-        _PROBED[op_name](*args)
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            outputs = _PROBED[op_name](*args)
-        made = [t for t in (outputs if isinstance(outputs, tuple) else (outputs,)) if t is not None]
-        output_bytes = sum(int(t.untyped_storage().nbytes()) for t in made)
-    alive, highest = 0, 0
+    op = getattr(torch.ops.aten, op_name.split(".")[1]).default
+    try:
+        with torch.no_grad(), disable_current_modes():
+            args = [_real(kind, content, device_type) for kind, content in described]
+            op(*args)
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+                outputs = op(*args)
+    except (
+        RuntimeError,
+        NotImplementedError,
+        AssertionError,
+    ) as error:  # torch asserts that it was built for CUDA
+        logger.info(
+            "%s cannot be run alone on %s, so its buffers are not known: %s", op_name, device_type, error
+        )
+        return None
+    made = [t for t in (outputs if isinstance(outputs, tuple) else (outputs,)) if isinstance(t, torch.Tensor)]
+    serials = {t.untyped_storage().data_ptr() for t in made}
+    alive, highest, kept = 0, 0, 0
     for event in profiled_memory_events(recorded):
-        alive += event.nbytes
-        highest = max(highest, alive)
-    return max(0, highest - output_bytes)
+        if event.device_type == device_type:
+            alive += event.nbytes
+            highest = max(highest, alive)
+            kept += event.nbytes if event.nbytes > 0 and event.address in serials else 0
+    return max(0, highest - kept)
 
 
-def _real(kind: str, content: Any) -> Any:
+def _real(kind: str, content: Any, device_type: str) -> Any:
     if kind == "tensor":
         shape, stride, dtype = content
-        return torch.empty_strided(shape, stride, dtype=dtype)
+        return torch.empty_strided(shape, stride, dtype=dtype, device=device_type)
     return list(content) if isinstance(content, tuple) else content
 
 
@@ -103,6 +128,17 @@ def _flash_attention_backward(args: Sequence[Any]) -> int:
     return int(size)
 
 
+def _flash_attention_backward_on_cuda(args: Sequence[Any]) -> int:
+    query = args[1]
+    batch, heads, length, width = query.shape
+    rows = batch * heads * _rounded_up(length, 128)
+    return int(rows * (_rounded_up(width, 32 if width <= 128 else 64) + 1) * 4)
+
+
+def _rounded_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
 def _blocks(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:
     """Queries and keys that a thread works on at once."""
     length = query.shape[2]
@@ -125,8 +161,9 @@ def _dropout(args: Sequence[Any]) -> int:
     return int(args[0].numel() * args[0].element_size()) if args[1] and args[2] is not False else 0
 
 
-_MODELS: dict[str, Callable[[Sequence[Any]], int]] = {
-    "aten._scaled_dot_product_flash_attention_for_cpu.default": _flash_attention,
-    "aten._scaled_dot_product_flash_attention_for_cpu_backward.default": _flash_attention_backward,
-    "aten.native_dropout.default": _dropout,
+_MODELS: dict[tuple[str, str], Callable[[Sequence[Any]], int]] = {
+    ("cpu", "aten._scaled_dot_product_flash_attention_for_cpu.default"): _flash_attention,
+    ("cpu", "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"): _flash_attention_backward,
+    ("cpu", "aten.native_dropout.default"): _dropout,
+    ("cuda", "aten._scaled_dot_product_flash_attention_backward.default"): _flash_attention_backward_on_cuda,
 }

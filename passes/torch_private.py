@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from inspect import signature
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,12 +19,10 @@ import torch
 from torch._dynamo.backends.common import aot_autograd as aot_autograd
 from torch._dynamo.exc import ShortenTraceback as ShortenTraceback
 from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput as InputMutationAOTOutput
-from torch._functorch._aot_autograd.graph_compile import is_opaque_node as is_opaque_node
 from torch._functorch._aot_autograd.utils import _is_primal as is_primal
 from torch._functorch.compile_utils import fx_graph_cse as fx_graph_cse
 from torch._functorch.partitioners import NodeInfo as NodeInfo
-from torch._functorch.partitioners import _extract_fwd_bwd_modules as extract_forward_backward
-from torch._functorch.partitioners import _is_assert_only_symbool as is_assert_only_symbool
+from torch._functorch.partitioners import _extract_fwd_bwd_modules
 from torch._functorch.partitioners import classify_nodes as classify_nodes
 from torch._functorch.partitioners import cleanup_recompute_tags as cleanup_recompute_tags
 from torch._functorch.partitioners import default_partition as default_partition
@@ -46,7 +45,7 @@ from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode as FakeTensorMode
 from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module
-from torch.fx.traceback import MEMORY_BUDGET_ANNOTATION_KEY as REGION_BUDGET_KEY
+from torch.utils import _pytree as pytree
 
 from graphremat.passes.garbage import garbage_left
 
@@ -55,7 +54,49 @@ from graphremat.passes.garbage import garbage_left
 # (that, and what a gradient output names directly). extract_forward_backward(joint, saved_values, saved_sym_nodes, ...)
 # drops saved values without a reader in the backward, in place, and builds both graphs with AOTAutograd's calling
 # convention: forward outputs are (user outputs, saved tensors, opaque, symbols), backward placeholders (symbols, saved
-# tensors, opaque, tangents, rng), with the names of the joint graph.
+# tensors, opaque, tangents, rng), with the names of the joint graph. Opaque objects are an argument of their own since
+# torch 2.13; before, they are told apart among the saved values.
+
+REGION_BUDGET_KEY = "_region_activation_memory_budget"
+"""Where a node's ``meta["custom"]`` holds the budget that ``torch.autograd.graph.region_activation_memory_budget`` gave
+it, which torch's partitioner alone reads (since torch 2.13)."""
+
+
+def is_opaque_node(node: Any) -> bool:
+    """Whether a node stands for an object that is neither a tensor nor a number, such as a process group."""
+    from torch._functorch._aot_autograd import graph_compile
+    from torch._library.fake_class_registry import FakeScriptObject
+
+    if hasattr(graph_compile, "is_opaque_node"):
+        return bool(graph_compile.is_opaque_node(node))
+    return isinstance(node, torch.fx.Node) and isinstance(
+        node.meta.get("val"), (torch.ScriptObject, FakeScriptObject)
+    )
+
+
+def is_assert_only_symbool(node: torch.fx.Node) -> bool:
+    """Whether a node is a truth about sizes that nothing but assertions reads."""
+    return (
+        isinstance(node.meta.get("val"), torch.SymBool)
+        and bool(node.users)
+        and all(user.target is torch.ops.aten._assert_scalar.default for user in node.users)
+    )
+
+
+def extract_forward_backward(
+    joint: torch.fx.GraphModule,
+    saved_values: list[torch.fx.Node],
+    saved_symbols: list[torch.fx.Node],
+    saved_opaque: list[torch.fx.Node],
+    **kwargs: Any,
+) -> tuple[torch.fx.GraphModule, torch.fx.GraphModule]:
+    """The forward and backward graphs that torch makes of a joint graph and what is saved of it."""
+    if "saved_opaque_nodes" in signature(_extract_fwd_bwd_modules).parameters:
+        found = _extract_fwd_bwd_modules(joint, saved_values, saved_symbols, saved_opaque, **kwargs)
+    else:
+        found = _extract_fwd_bwd_modules(joint, [*saved_values, *saved_opaque], saved_symbols, **kwargs)
+    return found  # type: ignore[no-any-return]
+
 
 # ---- Profiler: the allocator's events ----------------------------------------------------------------------
 # Relied on: `torch.profiler.profile.profiler.kineto_results.experimental_event_tree()`, whose nodes have `name`,
@@ -352,6 +393,9 @@ def inductor_wrapper_code(
 
     inputs = list(example_inputs)
     shape_env: Any = shape_env_from_inputs(inputs)
+    # An argument since torch 2.13; before, GraphLowering takes this table by itself.
+    by_argument = "get_decomp_fn" in signature(GraphLowering).parameters
+    decompositions: dict[str, Any] = {"get_decomp_fn": select_decomp_table} if by_argument else {}
     reusable = (
         not draft
         and not inductor_compiling_config()
@@ -394,7 +438,7 @@ def inductor_wrapper_code(
                 is_inference=False,
                 is_backward=is_backward,
                 inputs_to_check=compile_fx.get_input_idxs_to_check(inputs, static_inputs),
-                get_decomp_fn=select_decomp_table,
+                **decompositions,
             )
             graph.bw_donated_idxs = list(donated_inputs)
             graph.freeze_runtime_asserts()
@@ -504,8 +548,15 @@ def _lowering_key(gm: torch.fx.GraphModule, inputs: Sequence[Any], graph: Any) -
         graph.cpp_wrapper or graph.aot_mode or graph.fx_wrapper,
         tuple(graph.inputs_to_check or ()),
         tuple(graph.bw_donated_idxs or ()) if graph.is_backward else (),
-        str(cpu_vec_isa.valid_vec_isa_list()),
+        # Finding out compiles programs, which takes the better part of a minute, and only a CPU's kernels depend on it.
+        str(cpu_vec_isa.valid_vec_isa_list()) if _touches_cpu(gm) else "",
     )
+
+
+def _touches_cpu(gm: torch.fx.GraphModule) -> bool:
+    """Whether any tensor of the graph lies on a CPU."""
+    values = (value for node in gm.graph.nodes for value in pytree.tree_leaves(node.meta.get("val")))
+    return any(isinstance(value, torch.Tensor) and value.device.type == "cpu" for value in values)
 
 
 def kernel_metrics() -> dict[str, int]:
@@ -525,7 +576,7 @@ def _output_strides(graph: Any, out: Any) -> tuple[int | torch.SymInt, ...] | No
 
 def _size(sizevars: Any, size: Any) -> int | torch.SymInt:
     expression = sizevars.remove_precomputed_replacements(sympy.sympify(size))
-    hint = int(sizevars.optimization_hint(expression))
+    hint = _hint(sizevars.shape_env, expression)
     if not expression.free_symbols:
         return hint
     return sizevars.shape_env.create_symintnode(expression, hint=hint)  # type: ignore[no-any-return]
@@ -553,16 +604,26 @@ def size_text(size: torch.SymInt | int) -> str:
 
 def hint_for(size: torch.SymInt, numbers: Mapping[str, int], unknown: int) -> int:
     """What a SymInt is if its symbols have these numbers; others have their hints, or are ``unknown``. No guard."""
+    if not numbers and size.node._hint is not None:
+        return int(size.node._hint)
     expression, env = size.node.expr, size.node.shape_env
     known = {s: sympy.Integer(numbers[s.name]) for s in expression.free_symbols if s.name in numbers}
-    return int(env.optimization_hint(expression.xreplace(known), unknown))
+    return _hint(env, expression.xreplace(known), unknown)
+
+
+def _hint(env: Any, expression: sympy.Expr, unknown: int | None = None) -> int:
+    """The number of an expression over the symbols of a ShapeEnv, which has a method for it since torch 2.13."""
+    if hasattr(env, "optimization_hint"):
+        return int(env.optimization_hint(expression, unknown))
+    known = expression.xreplace(env.backed_var_to_val)
+    return int(known.xreplace(dict.fromkeys(known.free_symbols, unknown)))
 
 
 def hints_of_symbols(size: torch.SymInt, numbers: Mapping[str, int], unknown: int) -> dict[str, int]:
     """The same for each of its symbols, by name."""
     env = size.node.shape_env
     return {
-        str(s.name): numbers[s.name] if s.name in numbers else int(env.optimization_hint(s, unknown))
+        str(s.name): numbers[s.name] if s.name in numbers else _hint(env, s, unknown)
         for s in size.node.expr.free_symbols
     }
 

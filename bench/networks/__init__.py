@@ -34,7 +34,7 @@ called_twice                    2.29             0.05              17.07        
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -56,6 +56,14 @@ class Case:
     inputs: Inputs
     loss: Callable[[Any], Tensor]
     random: bool
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> "Case":
+        """The same case elsewhere, with a ``dtype`` for all that has a fraction. The model is moved in place."""
+        inputs = tuple(
+            x.to(device, dtype if dtype is not None and x.is_floating_point() else x.dtype)
+            for x in self.inputs
+        )
+        return replace(self, model=self.model.to(device, dtype), inputs=inputs)
 
     def describe(self) -> str:
         """One line: name and size, what it is, parameters and the shapes of the inputs."""
@@ -139,6 +147,7 @@ _ALL = (
             small=(4, 128, 4, 352, 256, 4, 128),
             large=(6, 512, 8, 1408, 4096, 4, 256),
             reference=(8, 512, 8, 1408, 2048, 4, 256),
+            gpu=(8, 2048, 16, 5632, 32000, 8, 2048),
         ),
     ),
     Network(
