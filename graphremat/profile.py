@@ -149,8 +149,9 @@ class _Sample:
 
 
 class _Peak(_Sample):
-    """Follows the allocator from the start of a forward to the end of its backward. Python's garbage collector is off
-    meanwhile: what it frees there was alive before, and the allocator does not know the size of such blocks."""
+    """Follows the allocator from the start of a forward to the end of its backward. Python's garbage collector runs
+    before, and is off meanwhile: what it frees in a step was alive before, so it would hide as much of the peak, and
+    the CPU's allocator does not know the size of such blocks."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -162,27 +163,31 @@ class _Peak(_Sample):
         self._before = 0
 
     def forward_begins(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
-            self._before = torch.cuda.memory_allocated(self._device)
-        elif self._device.type == "cpu" and not private.profiler_is_running():
-            gc.collect()
-            self._collecting = gc.isenabled()
-            gc.disable()
-            self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
-            self._profile.start()
-            self._call_off = private.after_next_backward(self._backward_returned)
-        else:
+        if self._device.type not in ("cpu", "cuda") or (
+            self._device.type == "cpu" and private.profiler_is_running()
+        ):
             log.info(
                 "the peak of the step is not followed: there is another profiler, or no counter of this device"
             )
+            return
+        gc.collect()
+        self._collecting = gc.isenabled()
+        gc.disable()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+            self._before = torch.cuda.memory_allocated(self._device)
+        else:
+            self._profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+            self._profile.start()
+            self._call_off = private.after_next_backward(self._backward_returned)
 
     def backward_ends(self) -> None:
-        if self.dropped:
+        if self.dropped or self._profile is not None:
             return
         if self._device.type == "cuda":
             self.bytes_over_inputs = torch.cuda.max_memory_allocated(self._device) - self._before
-        self.done = self._profile is None
+        self._stopped()
+        self.done = True
 
     def _backward_returned(self) -> None:
         recorded = self._stopped()
@@ -203,8 +208,9 @@ class _Peak(_Sample):
         recorded, self._profile = self._profile, None
         if recorded is not None:
             recorded.stop()
-            if self._collecting:
-                gc.enable()
+        if self._collecting:
+            self._collecting = False
+            gc.enable()
         return recorded
 
 

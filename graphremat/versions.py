@@ -6,7 +6,7 @@ version that nobody tried may break it in ways that only show as a wrong peak.
 
 import re
 
-SUPPORTED_TORCH = ((2, 11), (2, 12), (2, 13), (2, 14))
+SUPPORTED_TORCH = ((2, 13), (2, 14))
 """``(major, minor)`` of every supported torch, oldest first."""
 
 

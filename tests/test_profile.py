@@ -1,5 +1,6 @@
 """Profile-guided planning: what is measured of real steps, what follows from it, and that no step is lost."""
 
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -50,6 +51,51 @@ def test_the_first_steps_are_measured() -> None:
     assert any(call.recomputed_seconds > 0 for call in truth.calls if call.phase == "backward")
     assert not any(call.recomputed_seconds for call in truth.calls if call.phase == "forward")
     assert "measured   peak" in str(graphremat.last_report())
+
+
+class Card:
+    """Stands in for a GPU's allocator: bytes that are freed when the object that holds them dies."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = self.most = 0
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _: self.now)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: self.most)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: setattr(self, "most", self.now))
+
+    def block(self, size: int) -> "Block":
+        self.now += size
+        self.most = max(self.most, self.now)
+        return Block(self, size)
+
+
+class Block:
+    """Some bytes of a card."""
+
+    def __init__(self, card: Card, size: int) -> None:
+        self.card, self.size = card, size
+        self.itself: Block | None = None
+
+    def __del__(self) -> None:
+        self.card.now -= self.size
+
+
+def test_garbage_of_the_step_before_does_not_hide_a_gpus_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = Card(monkeypatch)
+    inputs = card.block(10)
+    leftover = card.block(1000)
+    leftover.itself = leftover  # only the collector of cycles frees it
+    del leftover
+    assert card.now == 1010
+    peak = profile._Peak(torch.device("cuda"))
+    peak.forward_begins()
+    saved = [card.block(5) for _ in range(4)]
+    peak.forward_ends()
+    peak.backward_begins()
+    assert not gc.isenabled()
+    del saved
+    peak.backward_ends()
+    assert (peak.bytes_over_inputs, peak.done, gc.isenabled()) == (20, True, True)
+    assert card.now == inputs.size
 
 
 def wrong_prices(monkeypatch: pytest.MonkeyPatch, what: str, factor: float) -> None:
