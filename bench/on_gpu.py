@@ -6,21 +6,28 @@ Four parts, each a process of its own with its log in ``--out``: ``doctor``; the
 are kept (``bench.keep_budget --device cuda``, networks side by side, so its times say nothing); and a decoder of half
 a billion parameters in bfloat16 against ``torch.compile``, checkpoints and torch's own budget, alone on the device
 (``bench.side_by_side``). A part that fails or runs out of its minutes leaves what it had measured. Send the folder.
+
+    python -m bench.on_gpu --results bench/results/h100 --page docs/gpu.md
+
+measures nothing, needs no GPU, and writes the tables of a folder between their marks on a page.
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from bench.budget_rows import append_result, read_results
+from bench.budget_rows import Measurement, append_result, read_results
 from bench.networks import NETWORKS
+from graphremat.demo import insert
 
 PARTS = ("doctor", "tests", "budgets", "decoder")
 DECODER = (
@@ -28,6 +35,9 @@ DECODER = (
     *("--checkpoint", "1", "--torch", "0.5", "0.2", "--ours", "none", "0.6", "0.3", "0.0"),
 )
 ROOT = Path(__file__).resolve().parents[1]
+MIB = 2.0**20
+DECODER_MARKS = ("<!-- decoder -->", "<!-- end of decoder -->")
+BUDGETS_MARKS = ("<!-- budgets -->", "<!-- end of budgets -->")
 
 
 def run(arguments: Sequence[str], log: Path, seconds: float, threads: int = 0) -> str:
@@ -72,6 +82,57 @@ def budgets(out: Path, networks: Sequence[str], size: str, seconds: float) -> st
     return "; ".join(ends)
 
 
+def decoder_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The contestants as lines of Markdown, by peak; steps are held against the first row's."""
+    last = {str(row["contestant"]): row for row in rows}
+    base = next(iter(last.values()))["median_seconds"]
+    head = ("", "peak, MiB", "of the code, MiB", "step, ms", "ratio", "planned step, ms", "first step, s")
+    lines = [head]
+    for name, row in sorted(last.items(), key=lambda item: -item[1]["peak_bytes"]):
+        code, planned = row["generated_bytes"], row["planned_step_seconds"]
+        lines.append(
+            (
+                name,
+                f"{row['peak_bytes'] / MIB:,.0f}",
+                "" if code is None else f"{code / MIB:,.0f}",
+                f"{row['median_seconds'] * 1e3:.1f}",
+                f"{row['median_seconds'] / base:.3f}",
+                "" if planned is None else f"{planned * 1e3:.1f}",
+                f"{row['first_step_seconds']:.1f}",
+            )
+        )
+    return _markdown(lines)
+
+
+def budgets_table(rows: Sequence[Measurement]) -> list[str]:
+    """Every measured row as lines of Markdown; peaks are whole."""
+
+    def shown(size: int | None) -> str:
+        return "" if size is None else f"{size / MIB:.2f}"
+
+    lines: list[tuple[str, ...]] = [
+        ("network", "budget", "MiB", "planned", "of the code", "measured", "gradient error")
+    ]
+    for row in rows:
+        of_plan = (row.budget_bytes, row.planned_peak_bytes, row.predicted_peak_bytes)
+        peaks = map(shown, (*of_plan, row.measured_peak_bytes))
+        lines.append((row.network, row.label, *peaks, f"{row.gradient_error:.1e}"))
+    return _markdown(lines)
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    shown = ["| " + " | ".join(cells) + " |" for cells in rows]
+    return [shown[0], "| --- |" + " ---: |" * (len(rows[0]) - 1), *shown[1:]]
+
+
+def write_page(page: Path, folder: Path) -> None:
+    """Put the tables of a folder between their marks."""
+    decoder = [json.loads(line) for line in (folder / "decoder.jsonl").read_text().splitlines()]
+    budgets_rows = list(read_results(folder / "budgets.jsonl").values())
+    insert(page, "\n".join(decoder_table(decoder)) + "\n", DECODER_MARKS)
+    insert(page, "\n".join(budgets_table(budgets_rows)) + "\n", BUDGETS_MARKS)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts; 1 where there is no GPU."""
     parser = argparse.ArgumentParser(
@@ -86,7 +147,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--size", default="small", help="of the networks for the budgets (default: %(default)s)"
     )
     parser.add_argument("--minutes", type=float, default=5.0, help="for each part (default: %(default)s)")
+    parser.add_argument("--results", type=Path, help="a folder that was measured before, for --page")
+    parser.add_argument("--page", type=Path, help="a page with the marks of the tables; measures nothing")
     chosen = parser.parse_args(arguments)
+    if chosen.page is not None:
+        write_page(chosen.page, chosen.results or chosen.out)
+        return 0
     parts, networks = chosen.parts.split(","), chosen.networks.split(",")
     if unknown := [*(set(parts) - {*PARTS}), *(set(networks) - {*NETWORKS})]:
         parser.error(

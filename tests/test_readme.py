@@ -8,7 +8,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from bench import correctness
+from bench import correctness, on_gpu
 from bench.budget_rows import LABELS, read_results
 from bench.budget_summary import MARKS, RESULTS, latest, table_of
 from bench.correctness import lines_of
@@ -94,6 +94,14 @@ def test_the_table_of_budgets_is_what_was_measured() -> None:
     assert table.strip().splitlines() == table_of(rows)
     assert list(rows) == sorted(NETWORKS)
     assert all(len(of_one) == len(LABELS) for of_one in rows.values())
+
+
+def test_the_page_of_a_gpu_is_what_was_measured(tmp_path: Path) -> None:
+    page, anew = ROOT / "docs" / "gpu.md", tmp_path / "gpu.md"
+    anew.write_text(re.sub(r"^\| .*\n", "", page.read_text(), flags=re.MULTILINE))
+    assert anew.read_text() != page.read_text()
+    assert on_gpu.main(["--results", str(ROOT / "bench" / "results" / "h100"), "--page", str(anew)]) == 0
+    assert anew.read_text() == page.read_text()
 
 
 def test_the_table_of_training_scripts_is_what_was_measured() -> None:
