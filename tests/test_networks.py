@@ -10,7 +10,11 @@ from bench.networks import NETWORKS, Case
 from graphremat.passes.torch_private import FakeTensorMode
 
 SIZES_OF_ALL = ("one_block", "tiny", "small", "large")
-MORE_SIZES = {"linear_stack": ["wide_batch"], "post_norm": ["large20", "large40"], "llama": ["reference", "gpu"]}
+MORE_SIZES = {
+    "linear_stack": ["wide_batch"],
+    "post_norm": ["large20", "large40"],
+    "llama": ["reference", "gpu"],
+}
 
 
 def gradients(case: Case, seed: int = 1) -> dict[str, torch.Tensor]:
