@@ -63,6 +63,12 @@ function wholeRange() {
   return [-MARGIN * width, (1 + MARGIN) * width];
 }
 
+// So narrow that the ops in it are named.
+function rangeAround(position) {
+  const half = (0.5 * MOST_LABELS * Math.max(1, ...runs.x)) / Math.max(1, runCount);
+  return [runs.x[position] - half, runs.x[position] + half];
+}
+
 function drawGraph() {
   const across = (read, position) => read < split && position >= split;
   const order = ["view", "plain", "outputs", "gradients", "dropped", "again", "saved"];
@@ -175,7 +181,7 @@ function startGraph() {
     if (!found.length) return;
     const position = found[turn % found.length];
     keepRun(position);
-    Plotly.relayout(graphChart, { "xaxis.range": [runs.x[position] - 8, runs.x[position] + 8] });
+    Plotly.relayout(graphChart, { "xaxis.range": rangeAround(position) });
   });
   document.getElementById("whole").addEventListener("click", () => {
     Plotly.relayout(graphChart, { "xaxis.range": wholeRange() });
