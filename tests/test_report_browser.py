@@ -1,6 +1,5 @@
 """``report.html`` in a headless Chromium: it draws, answers to pointing and clicking, and stays usable when large."""
 
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,13 @@ from graphremat.report_page import page_of
 from graphremat.units import format_bytes
 
 pytest.importorskip("plotly")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra bench)")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytest.importorskip("playwright.sync_api", reason="playwright is not installed (extra bench)")
+
+from playwright.sync_api import sync_playwright
+
+from bench.report_screenshot import find_chromium
+
+CHROMIUM = find_chromium()
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the path (on Debian: apt install chromium)"),
@@ -122,7 +126,7 @@ class Browsed:
 
 @pytest.fixture(scope="module")
 def context() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
+    with sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser.new_context(viewport={"width": 1400, "height": 900}, offline=True)
         browser.close()
@@ -251,6 +255,7 @@ def test_colours_follow_the_system(browsed: Browsed, tmp_path: Path) -> None:
     assert colours[0] != colours[1]
 
 
+@pytest.mark.slow
 def test_a_large_graph_stays_usable(browsed: Browsed, tmp_path: Path) -> None:
     step = step_of(LARGE_OPS // 14)
     assert len(step.problem.ops) == LARGE_OPS

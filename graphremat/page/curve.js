@@ -1,6 +1,6 @@
 // The bytes alive over the step, stacked by what they are held for, and what is alive at one moment.
 
-const MOST_SHOWN = 6;
+const MOST_SHOWN = 5;
 const heldNumber = Object.fromEntries(data.held.map(([key], number) => [key, number]));
 const curveChart = document.getElementById("curve");
 const alivePanel = document.getElementById("alive");
