@@ -129,6 +129,10 @@ def plan(
     device: DeviceOption = None,
     optimizer: OptimizerOption = "none",
     accumulate: AccumulateOption = False,
+    report_to: Annotated[
+        Path | None,
+        typer.Option("--report", dir_okay=False, help="Write the plan as a page (HTML) into this file."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a training step will take, without running it: no weights in memory, no GPU.
@@ -145,6 +149,8 @@ def plan(
     with Console(stderr=True).status("tracing and planning"):
         found = forecast(factory, budget=allowed, device=device, optimizer=optimizer, accumulate=accumulate)
     typer.echo(found.to_json() if as_json else str(found), nl=as_json)
+    if report_to is not None:
+        found.write_report(report_to)
     if not found.fits:
         raise typer.Exit(1)
 

@@ -14,21 +14,12 @@ from graphremat.passes.replay import replay
 from graphremat.passes.schedule import schedule
 from graphremat.passes.testing import chain
 from graphremat.report_data import FATES, HELD, ShownStep, page_data
+from tests.pages import alive_bytes
 from tests.passes.problems import problems
 
 
 def shown(problem: Problem, plan: Plan) -> ShownStep:
     return ShownStep("a step", problem, plan, replay(problem, plan), (), 0, 0, None, None)
-
-
-def alive_bytes(data: dict[str, Any], position: int) -> int:
-    """Bytes alive while the run at a position lasts, put together from the parts that the page has."""
-    moment = data["runs"]["moment"][position]
-    lifetimes = zip(*(data["buffers"][column] for column in ("bytes", "from", "to")), strict=True)
-    alive = sum(size for size, first, last in lifetimes if first <= moment <= last)
-    engine = data["engine_bytes"] if position >= data["forward_length"] else 0
-    scratch = data["ops"]["scratch_bytes"][data["runs"]["op"][position]]
-    return int(alive + data["input_bytes"] + data["outside_bytes"] + engine + scratch)
 
 
 @given(problems(), st.booleans(), st.sampled_from([0.0, 1e-3, 1.0]))

@@ -8,7 +8,6 @@ import shutil
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -26,6 +25,7 @@ from graphremat.passes.testing import chain
 from graphremat.report import TORCHS_PLAN, Report
 from graphremat.report_data import FATES, ShownStep
 from graphremat.report_page import HOW_TO_GET_PLOTLY, NEEDED, graph_folders, page_of, read_dump
+from tests.pages import data_of
 
 pytest.importorskip("plotly")
 
@@ -61,11 +61,6 @@ def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def copied(dump: Path, tmp_path: Path) -> Path:
     """A copy of that folder, to be broken."""
     return Path(shutil.copytree(dump, tmp_path / "root" / dump.name))
-
-
-def data_of(page: str) -> dict[str, Any]:
-    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.DOTALL)
-    return json.loads(text)  # type: ignore[no-any-return]
 
 
 def test_the_page_tells_what_the_dump_tells(dump: Path) -> None:

@@ -141,6 +141,10 @@ function drawCurve() {
 
 function startCurve() {
   drawCurve();
+  if (data.generated_curve.backward.length) {
+    document.getElementById("curve-note").textContent = "The events of the code that runs are spread evenly over "
+      + "each half.";
+  }
   curveChart.on("plotly_hover", ({ points }) => {
     if (keptPosition === null) showAlive(points[0].x);
   });
