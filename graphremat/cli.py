@@ -240,19 +240,28 @@ def report(
 ) -> None:
     """Make report.html of every graph in a folder of dumps, without torch, and print the paths of the pages.
 
-    Exits with 1 if there is no dump, or if what a page needs is missing.
+    Exits with 1 if there is no dump, or if what a page needs is missing; the other pages are made.
     """
-    from graphremat.report_page import graph_folders, read_dump, write_page
+    from graphremat.report_page import HOW_TO_GET_PLOTLY, graph_folders, has_plotly, read_dump, write_page
 
+    if not has_plotly():
+        raise DumpError(HOW_TO_GET_PLOTLY)
     if figures is not None and find_spec("matplotlib") is None:
         raise DumpError("figures need matplotlib, which is not installed: pip install matplotlib")
+    failed = False
     for folder in graph_folders(dump_dir):
-        typer.echo(write_page(folder))
-        if figures is not None:
-            from graphremat.report_figures import write_figures
+        try:
+            typer.echo(write_page(folder))
+            if figures is not None:
+                from graphremat.report_figures import write_figures
 
-            for path in write_figures(read_dump(folder), folder, figures.value):
-                typer.echo(path)
+                for path in write_figures(read_dump(folder), folder, figures.value):
+                    typer.echo(path)
+        except DumpError as error:
+            typer.echo(f"error: {error}", err=True)
+            failed = True
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -243,6 +243,15 @@ def test_an_op_is_found_and_told(browsed: Browsed, tmp_path: Path) -> None:
     assert page.inner_text("#found") == "no such op"
 
 
+def test_modules_are_named_as_deep_as_there_is_room(browsed: Browsed, tmp_path: Path) -> None:
+    browsed.open(step_of(6), tmp_path / "report.html")
+    named = "document.getElementById('graph').data.at(-3).text.map((text) => text.trim())"
+    assert browsed.page.evaluate(named) == [f"blocks.{layer}" for layer in range(6)]
+    browsed.page.evaluate("Plotly.relayout('graph', { 'xaxis.range': [13.6, 20.4] })")
+    browsed.page.wait_for_function(f"{named}[0].includes('part')")
+    assert browsed.page.evaluate(named) == [f"blocks.2.part{part}" for part in range(7)]
+
+
 def test_colours_follow_the_system(browsed: Browsed, tmp_path: Path) -> None:
     browsed.open(step_of(6), tmp_path / "report.html")
     colours = []

@@ -170,13 +170,22 @@ def test_a_dump_with_something_else_in_it_is_refused(copied: Path, name: str, te
     (copied / name).write_text(text)
     with pytest.raises(DumpError, match=r"the dump .*graph-\d+ cannot be read"):
         read_dump(copied)
-    assert isinstance(runner.invoke(app, ["report", str(copied)]).exception, DumpError)
 
 
 def test_a_plan_of_another_problem_is_refused(copied: Path) -> None:
     (copied / "10-problem.json").write_text(chain(2).to_json())
     with pytest.raises(DumpError, match="cannot be read"):
         read_dump(copied)
+
+
+def test_the_pages_that_can_be_made_are_made(copied: Path) -> None:
+    broken = Path(shutil.copytree(copied, copied.parent / "graph-998"))
+    whole = Path(shutil.copytree(copied, copied.parent / "graph-999"))
+    (broken / "30-plan.json").unlink()
+    result = runner.invoke(app, ["report", str(copied.parent)])
+    assert result.exit_code == 1
+    assert result.stdout.splitlines() == [str(folder / "report.html") for folder in (copied, whole)]
+    assert f"error: {broken} is no dump of a planned graph: it has no 30-plan.json" in result.stderr
 
 
 def test_a_folder_without_dumps_is_refused(tmp_path: Path) -> None:
@@ -199,6 +208,8 @@ def test_without_plotly_the_dump_is_written_and_says_how_to_get_the_page(
     assert not (copied / "report.html").exists()
     with pytest.raises(DumpError, match="pip install plotly"):
         report_page.write_page(copied)
+    result = runner.invoke(app, ["report", str(copied)])
+    assert (result.exit_code, str(result.exception)) == (1, HOW_TO_GET_PLOTLY)
 
 
 def test_a_report_is_read_as_it_was_written(dump: Path) -> None:

@@ -5,6 +5,10 @@ const { ops, runs, buffers, strings } = data;
 const runCount = runs.op.length;
 const split = data.forward_length;
 
+function most(numbers) {
+  return numbers.reduce((a, b) => Math.max(a, b), 1);
+}
+
 const UNITS = [["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10], ["B", 1]];
 
 function unitOf(bytes) {
@@ -19,7 +23,8 @@ function formatBytes(bytes) {
 function formatSeconds(seconds) {
   if (seconds === 0) return "0";
   if (seconds >= 1) return `${seconds.toFixed(2)} s`;
-  return seconds >= 1e-3 ? `${(seconds * 1e3).toFixed(2)} ms` : `${(seconds * 1e6).toFixed(1)} µs`;
+  if (seconds >= 1e-3) return `${(seconds * 1e3).toFixed(2)} ms`;
+  return seconds >= 1e-6 ? `${(seconds * 1e6).toFixed(1)} µs` : `${(seconds * 1e9).toFixed(1)} ns`;
 }
 
 function formatShare(part, whole) {
@@ -79,21 +84,21 @@ const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false, sc
 // A module's path, cut off below the depth that is shown; 0 is the whole path.
 const depthChoice = document.getElementById("depth");
 
-function shownModule(path) {
-  const depth = Number(depthChoice.value);
-  return (depth ? path.split(".").slice(0, depth).join(".") : path) || "(no module)";
+function cutModule(path, depth) {
+  return depth ? path.split(".").slice(0, depth).join(".") : path;
 }
 
+function shownModule(path) {
+  return cutModule(path, Number(depthChoice.value)) || "(no module)";
+}
+
+const deepest = most([...new Set(ops.module)].map((number) => strings[number].split(".").length));
+
 function fillDepths() {
-  const deepest = Math.max(1, ...stringsOf(ops.module).map((path) => path.split(".").length));
   depthChoice.append(element("option", { value: "0", textContent: "the op's own" }));
   for (let depth = 1; depth < deepest; depth += 1) {
     depthChoice.append(element("option", { value: String(depth), textContent: `level ${depth}` }));
   }
-}
-
-function stringsOf(column) {
-  return [...new Set(column)].map((number) => strings[number]);
 }
 
 // (name, number) pairs of a Map, largest first.

@@ -71,6 +71,7 @@ function showAlive(position) {
   alivePanel.replaceChildren(
     element("h3", { textContent: ops.name[runs.op[position]] }),
     element("div", { className: "soft", textContent: momentText(position) }),
+    element("div", { className: "soft", textContent: strings[ops.module[runs.op[position]]] }),
     element("div", { className: "sum", textContent: formatBytes(total) }),
     ...list("held as", held.reverse()),
     ...list("of the graph, by module", cut(byModule)),

@@ -3,6 +3,10 @@
 const MOST_LABELS = 36;
 const LABEL_ABOVE = 0.2; // of a lane
 const MARGIN = 0.04; // of the width of the whole graph
+const BAND_WIDTH = 90; // pixels: with less for a module on average, only its parents are named
+const LETTER_WIDTH = 7; // pixels
+const graphWidth = most(runs.x);
+const graphTop = most(runs.y);
 const graphChart = document.getElementById("graph");
 const opPanel = document.getElementById("op");
 const readers = runs.op.map(() => []);
@@ -58,14 +62,62 @@ function marked() {
   };
 }
 
+function names(key, textposition) {
+  return {
+    type: SCATTER, mode: "text", x: [], y: [], text: [], textposition, hoverinfo: "skip", showlegend: false,
+    textfont: { size: 11, color: colour(key) },
+  };
+}
+
+function edgesOfBands() {
+  return {
+    type: SCATTER, mode: "lines", x: [], y: [], hoverinfo: "skip", showlegend: false, connectgaps: false,
+    line: { color: colour("plain"), width: 1 },
+  };
+}
+
+// Every stretch of the forward that is of one module, cut off at a depth: its first place, the place behind it, and the
+// module. An op of no module goes with the one before it.
+function bandsAt(depth) {
+  const found = [];
+  for (let position = 0; position < split; position += 1) {
+    const module = cutModule(strings[ops.module[runs.op[position]]], depth);
+    const last = found[found.length - 1];
+    if (!module || (last && last.module === module)) continue;
+    if (last) last.end = position - 0.5;
+    found.push({ start: position - 0.5, end: split - 0.5, module });
+  }
+  return found;
+}
+
+const bandsOfDepth = [];
+for (let depth = 1; depth <= deepest; depth += 1) bandsOfDepth.push(bandsAt(depth));
+
+// The modules of the forward that is in sight, as deep as there is room for their names.
+function nameBands() {
+  const [from, to] = graphChart.layout.xaxis.range;
+  const pixels = graphChart.clientWidth / (to - from);
+  const seen = bandsOfDepth.map((bands) => bands.filter(({ start, end }) => start <= to && end > from));
+  const fitting = seen.filter((bands) => bands.length * BAND_WIDTH <= graphChart.clientWidth);
+  const own = fitting[fitting.length - 1] || [];
+  const named = own.filter(({ start, end, module }) => (
+    (Math.min(end, to) - Math.max(start, from)) * pixels > LETTER_WIDTH * module.length
+  ));
+  const y = graphTop + 1.3;
+  Plotly.restyle(graphChart, {
+    x: [own.flatMap(({ start }) => [start, start, null]), named.map(({ start }) => Math.max(start, from))],
+    y: [own.flatMap(() => [y - 0.5, y + 0.5, null]), named.map(() => y)],
+    text: [null, named.map(({ module }) => `\u00a0${plainText(module)}`)],
+  }, [traceOf.borders, traceOf.bands]);
+}
+
 function wholeRange() {
-  const width = Math.max(1, ...runs.x);
-  return [-MARGIN * width, (1 + MARGIN) * width];
+  return [-MARGIN * graphWidth, (1 + MARGIN) * graphWidth];
 }
 
 // So narrow that the ops in it are named.
 function rangeAround(position) {
-  const half = (0.5 * MOST_LABELS * Math.max(1, ...runs.x)) / Math.max(1, runCount);
+  const half = (0.5 * MOST_LABELS * graphWidth) / Math.max(1, runCount);
   return [runs.x[position] - half, runs.x[position] + half];
 }
 
@@ -76,14 +128,15 @@ function drawGraph() {
     edges((r, p) => !across(r, p), "reads", { color: colour("edge"), width: 1 }),
     edges(across, "reads what is saved", { color: colour("saved"), width: 0.7 }),
     ...order.map((key) => nodes(fateNumber[key])),
+    edgesOfBands(),
+    names("soft", "middle right"),
     marked(),
-    { type: SCATTER, mode: "text", x: [], y: [], text: [], textposition: "top center", hoverinfo: "skip",
-      showlegend: false, textfont: { size: 11, color: colour("ink") } },
+    names("ink", "top center"),
   ];
   traces[0].showlegend = false;
-  traceOf = { marked: traces.length - 2, labels: traces.length - 1 };
-  const low = Math.min(-1, ...runs.y);
-  const high = Math.max(1, ...runs.y);
+  const last = traces.length - 1;
+  traceOf = { borders: last - 3, bands: last - 2, marked: last - 1, labels: last };
+  const low = -most(runs.y.map((y) => -y));
   const side = (y, yanchor, text) => ({
     x: 0, xref: "paper", xanchor: "right", y, yanchor, text, showarrow: false, xshift: -8,
     font: { size: 12, color: colour("soft") },
@@ -92,7 +145,7 @@ function drawGraph() {
   Plotly.react(graphChart, traces, layoutOf({
     hovermode: "closest", dragmode: "pan", margin: { l: 92, r: 8, t: 8, b: 8 },
     xaxis: axis({ ...hidden, range: wholeRange() }),
-    yaxis: axis({ ...hidden, fixedrange: true, range: [low - 1.2, high + 1.8] }),
+    yaxis: axis({ ...hidden, fixedrange: true, range: [low - 1, graphTop + 3.4] }),
     legend: { orientation: "h", y: 1, yanchor: "top", x: 1, xanchor: "right", font: { size: 12 } },
     shapes: [{ type: "line", x0: -1, x1: 1, xref: "paper", y0: 0, y1: 0, line: { color: colour("line"), width: 1 } }],
     annotations: [side(0, "bottom", "forward →"), side(0, "top", "← backward")],
@@ -112,6 +165,11 @@ function labelRuns() {
     x: [own.map((position) => runs.x[position])], y: [own.map((position) => runs.y[position] + LABEL_ABOVE)],
     text: [own.map((position) => plainText(ops.name[runs.op[position]]))],
   }, [traceOf.labels]);
+}
+
+function showNames() {
+  labelRuns();
+  nameBands();
 }
 
 function showRun(position) {
@@ -167,7 +225,7 @@ function startGraph() {
   });
   graphChart.on("plotly_click", ({ points }) => keepRun(points[0].customdata));
   graphChart.on("plotly_doubleclick", () => { keptRun = null; });
-  graphChart.on("plotly_relayout", labelRuns);
+  graphChart.on("plotly_relayout", showNames);
   const output = document.getElementById("found");
   let last = "";
   let turn = 0;
@@ -188,5 +246,5 @@ function startGraph() {
   });
   const first = runs.fate.indexOf(fateNumber.saved);
   if (runCount) showRun(first < 0 ? 0 : first);
-  labelRuns();
+  showNames();
 }

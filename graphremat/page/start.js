@@ -15,6 +15,6 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   drawCurve();
   drawFrontier();
   drawGraph();
-  labelRuns();
+  showNames();
 });
 document.documentElement.dataset.ready = "yes";
