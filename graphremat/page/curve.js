@@ -93,7 +93,7 @@ function generatedTrace(unitSize) {
   lay(forward, 0, split);
   lay(backward, split, runCount - split);
   return {
-    x, y, name: "code that runs", mode: "lines", hoverinfo: "skip",
+    x, y, name: "code that runs, by events", mode: "lines", hoverinfo: "skip",
     line: { color: colour("ink"), width: 1, dash: "dot" },
   };
 }
@@ -142,10 +142,6 @@ function drawCurve() {
 
 function startCurve() {
   drawCurve();
-  if (data.generated_curve.backward.length) {
-    document.getElementById("curve-note").textContent = "The events of the code that runs are spread evenly over "
-      + "each half.";
-  }
   curveChart.on("plotly_hover", ({ points }) => {
     if (keptPosition === null) showAlive(points[0].x);
   });

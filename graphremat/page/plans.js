@@ -22,7 +22,8 @@ function drawFrontier() {
   const trace = (points, name, marker, more = {}) => ({
     x: points.map((point) => point.planned_peak_bytes / unitSize),
     y: points.map((point) => (point.step_seconds - fastest) * perSecond),
-    text: points.map(told), hovertemplate: "%{text}<extra></extra>", name, mode: "markers", marker, ...more,
+    text: points.map(told), hovertemplate: "%{text}<extra></extra>", name, mode: "markers", marker, cliponaxis: false,
+    ...more,
   });
   const traces = [];
   if (others.length) {
