@@ -295,8 +295,9 @@ def origin_of(node: fx.Node) -> tuple[str, str]:
 
 @lru_cache(maxsize=REMEMBERED)
 def _plain_path(path: str) -> str:
-    """The path without what Dynamo adds: ``self``, or ``fn`` for a module of torch's own, is the module compiled."""
-    steps = r"L\['(?:self|fn)'\]\.?|L\['(\w+)'\]|_modules\['([^']+)'\]"
+    """The path without what Dynamo adds: ``self``, or ``fn`` for a module of torch's own, is the module compiled; where
+    a function is compiled, modules are its local (``L``) or global (``G``) variables."""
+    steps = r"L\['(?:self|fn)'\]\.?|[LG]\['(\w+)'\]|_modules\['([^']+)'\]"
     return re.sub(steps, lambda m: m.group(1) or m.group(2) or "", path).strip(".")
 
 

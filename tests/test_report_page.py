@@ -5,6 +5,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
@@ -43,6 +44,17 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
+GLOBAL = Block()
+
+
+def of_argument(block: Block, x: torch.Tensor) -> torch.Tensor:
+    return block(x)  # type: ignore[no-any-return]
+
+
+def of_global(_: Block, x: torch.Tensor) -> torch.Tensor:
+    return GLOBAL(x)  # type: ignore[no-any-return]
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +105,23 @@ def test_modules_and_source_lines_are_known_also_of_ops_with_several_results(dum
     assert data["strings"][data["ops"]["module"][norm]] == "2.norm"
     assert re.fullmatch(r".*/test_report_page\.py:\d+", data["strings"][data["ops"]["source"][norm]])
     assert data["strings"][data["ops"]["label"][norm]].startswith("f32[256, 32], f32[256, 1]")
+
+
+@pytest.mark.parametrize(("function", "root"), [(of_argument, "block"), (of_global, "GLOBAL")])
+def test_modules_of_a_compiled_function_have_the_names_of_its_variables(
+    function: Callable[..., torch.Tensor], root: str, tmp_path: Path
+) -> None:
+    torch.compiler.reset()
+    options = {"lowering": "aot_eager", "dump_dir": str(tmp_path)}
+    torch.compile(function, backend="graphremat", options=options)(
+        GLOBAL, torch.randn(8, 32)
+    ).sum().backward()
+    (page,) = tmp_path.glob("*/report.html")
+    data = data_of(page.read_text())
+    assert {data["strings"][module] for module in data["ops"]["module"]} - {""} == {
+        root,
+        *(f"{root}.{name}" for name in ("norm", "up", "down")),
+    }
 
 
 class Loads(HTMLParser):
