@@ -14,8 +14,7 @@ import torch
 from matplotlib.figure import Figure
 
 from bench.networks import NETWORKS
-
-MIB = 2**20
+from graphremat.report_figures import Curve, draw_curves
 
 
 def curve(network: str, size: str, budget: float | None) -> list[tuple[str, int]]:
@@ -42,20 +41,12 @@ def main() -> None:
     arguments = parser.parse_args()
     figure = Figure(figsize=(8, 3.6), layout="constrained")
     axes = figure.subplots()
+    curves = []
     for budget in (None, *arguments.budgets):
         events = curve(arguments.network, arguments.size, budget)
         forward = sum(label.startswith("forward") for label, _ in events)
-        # The forward is drawn from -1 to 0 and the backward from 0 to 1, so that plans of unequal length line up.
-        places = [
-            (i - forward) / (forward if i < forward else max(1, len(events) - forward))
-            for i in range(len(events))
-        ]
-        label = f"memory_budget={budget}"
-        axes.plot(places, [size / MIB for _, size in events], label=label, linewidth=1.2)
-    axes.axvline(0, color="grey", linewidth=0.6)
-    axes.set_xticks([-0.5, 0.5], ["forward", "backward"])
-    axes.set_ylabel("alive, MiB")
-    axes.set_ylim(bottom=0)
+        curves.append(Curve(f"memory_budget={budget}", [size for _, size in events], forward))
+    draw_curves(axes, curves)
     axes.set_title(f"Bytes alive during one step: {arguments.network}, {arguments.size}")
     axes.legend(frameon=False)
     arguments.out.parent.mkdir(parents=True, exist_ok=True)

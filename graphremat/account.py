@@ -15,6 +15,7 @@ from graphremat.passes.planner import Candidate, Frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.torch_private import size_sources
 from graphremat.report import FrontierPoint, Report, SymbolicSize, saved_table
+from graphremat.report_page import add_page
 from graphremat.truth import StepTruth
 from graphremat.units import format_bytes
 
@@ -164,3 +165,4 @@ def write_dumps(dumps: Dumps, problem: Problem, candidate: Candidate, chosen: Lo
     dumps.write("saved.md", lambda: saved_table(problem, plan, run))
     dumps.write("report.json", made.to_json)
     dumps.write("report.txt", lambda: str(made) + "\n")
+    add_page(dumps)

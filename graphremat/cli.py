@@ -7,6 +7,8 @@ is a few lines over a module that does the work, and that module is imported onl
 import json
 import os
 from dataclasses import asdict
+from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -15,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import graphremat
-from graphremat.errors import GraphrematError
+from graphremat.errors import DumpError, GraphrematError
 from graphremat.units import format_bytes
 
 app = typer.Typer(
@@ -35,6 +37,13 @@ OptimizerOption = Annotated[
 AccumulateOption = Annotated[
     bool, typer.Option("--accumulate", help="Gradients of earlier micro-batches are held as well.")
 ]
+
+
+class FigureKind(str, Enum):
+    """Kinds of files that figures are written as."""
+
+    SVG = "svg"
+    PNG = "png"
 
 
 def main() -> None:
@@ -120,6 +129,10 @@ def plan(
     device: DeviceOption = None,
     optimizer: OptimizerOption = "none",
     accumulate: AccumulateOption = False,
+    report_to: Annotated[
+        Path | None,
+        typer.Option("--report", dir_okay=False, help="Write the plan as a page (HTML) into this file."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a training step will take, without running it: no weights in memory, no GPU.
@@ -136,6 +149,8 @@ def plan(
     with Console(stderr=True).status("tracing and planning"):
         found = forecast(factory, budget=allowed, device=device, optimizer=optimizer, accumulate=accumulate)
     typer.echo(found.to_json() if as_json else str(found), nl=as_json)
+    if report_to is not None:
+        found.write_report(report_to)
     if not found.fits:
         raise typer.Exit(1)
 
@@ -209,6 +224,44 @@ def replan(
         typer.echo(f"the exact solver knows of no plan more than {gap:.2%} faster under this budget")
     if plan_to is not None:
         plan_to.write_text(found.chosen.plan.to_json(loaded) + "\n", encoding="utf-8")
+
+
+@app.command()
+def report(
+    dump_dir: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, file_okay=False, help="What dump_dir was, or the folder of one graph in it."
+        ),
+    ],
+    figures: Annotated[
+        FigureKind | None, typer.Option(help="Also write the curve and the frontier as figures for print.")
+    ] = None,
+) -> None:
+    """Make report.html of every graph in a folder of dumps, without torch, and print the paths of the pages.
+
+    Exits with 1 if there is no dump, or if what a page needs is missing; the other pages are made.
+    """
+    from graphremat.report_page import HOW_TO_GET_PLOTLY, graph_folders, has_plotly, read_dump, write_page
+
+    if not has_plotly():
+        raise DumpError(HOW_TO_GET_PLOTLY)
+    if figures is not None and find_spec("matplotlib") is None:
+        raise DumpError("figures need matplotlib, which is not installed: pip install matplotlib")
+    failed = False
+    for folder in graph_folders(dump_dir):
+        try:
+            typer.echo(write_page(folder))
+            if figures is not None:
+                from graphremat.report_figures import write_figures
+
+                for path in write_figures(read_dump(folder), folder, figures.value):
+                    typer.echo(path)
+        except DumpError as error:
+            typer.echo(f"error: {error}", err=True)
+            failed = True
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()

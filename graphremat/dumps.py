@@ -13,13 +13,18 @@ from graphremat.errors import DumpError
 
 
 class Dumps:
-    """Writes into ``root/graph-NNN``; with no root it writes nothing.
+    """Writes into the folder of a graph; with none it writes nothing.
 
     Texts are given as functions, so that nothing is rendered when nothing is written.
     """
 
-    def __init__(self, root: Path | None, graph: int) -> None:
-        self.folder = None if root is None else root / f"graph-{graph:03d}"
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def of_graph(root: Path | None, graph: int) -> "Dumps":
+        """Writes into ``root/graph-NNN``."""
+        return Dumps(None if root is None else root / f"graph-{graph:03d}")
 
     def write(self, name: str, text: Callable[[], str]) -> None:
         """Write ``text()`` under ``name``.

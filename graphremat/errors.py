@@ -16,7 +16,7 @@ class PlanningError(GraphrematError, RuntimeError):
 
 
 class DumpError(PlanningError):
-    """A dump cannot be written; the message names the file and the option."""
+    """A dump cannot be written, or not be read again; the message names the file."""
 
 
 class VerificationError(PlanningError):

@@ -14,6 +14,7 @@ import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -23,13 +24,17 @@ from rich.table import Table
 from torch import nn
 
 from graphremat.choose import choose
-from graphremat.errors import BudgetInfeasible, OptionError
+from graphremat.errors import BudgetInfeasible, DumpError, OptionError
 from graphremat.options import Options
 from graphremat.partitioner import plan_behind_torchs, prices
 from graphremat.passes import torch_private as private
 from graphremat.passes.devices import Device, UnknownDevice, find_device
+from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import Replay
+from graphremat.report import TORCHS_PLAN, FrontierPoint
+from graphremat.report_data import ShownStep
+from graphremat.report_page import page_of
 from graphremat.tracing import trace_step
 from graphremat.units import format_bytes
 
@@ -99,7 +104,7 @@ class Forecast:
         torchs: what torch's own partitioner does; None where its plan cannot be kept.
         ops: operators of the traced graph.
         problem: the graph as the planner sees it.
-        replays: of the same plans as ``points``.
+        plans, replays: of the same plans as ``points``.
     """
 
     device: Device
@@ -113,6 +118,7 @@ class Forecast:
     torchs: ForecastPoint | None
     ops: int
     problem: Problem
+    plans: tuple[Plan, ...]
     replays: tuple[Replay, ...]
 
     @property
@@ -140,6 +146,42 @@ class Forecast:
         """The same under the fastest plan with a peak of at most so many bytes; None if there is none."""
         place = next((k for k, point in enumerate(self.points) if point.peak_bytes <= budget_bytes), None)
         return None if place is None else replace(self, chosen=place, budget_bytes=budget_bytes)
+
+    def write_report(self, path: str | Path) -> None:
+        """Write the page that shows the chosen plan, as ``report.html`` of a dump does, into a file.
+
+        Raises:
+            DumpError: plotly is not installed, or the file cannot be written.
+        """
+
+        def shown(point: ForecastPoint, origin: str) -> FrontierPoint:
+            return FrontierPoint(
+                planned_peak_bytes=point.peak_bytes,
+                generated_peak_bytes=None,
+                recomputed_seconds=point.recompute_seconds,
+                step_seconds=point.step_seconds,
+                saved_bytes=point.saved_bytes,
+                origin=origin,
+            )
+
+        points = tuple(shown(p, plan.origin) for p, plan in zip(self.points, self.plans, strict=True))
+        step = ShownStep(
+            title=f"A step on {self.device.name}",
+            problem=self.problem,
+            plan=self.plans[self.chosen],
+            run=self.replays[self.chosen],
+            points=points,
+            on_frontier=len(points),
+            chosen=self.chosen,
+            torchs=None if self.torchs is None else shown(self.torchs, TORCHS_PLAN),
+            budget_bytes=self.budget_bytes,
+            outside_bytes=self.optimizer_bytes + self.accumulated_bytes,
+        )
+        text = page_of(step)
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise DumpError(f"cannot write the report {path}: {error}") from error
 
     def to_json(self) -> str:
         """One JSON object; the traced graph is left out."""
@@ -254,10 +296,11 @@ def plan(
     trained = [p for p in parameters if p.requires_grad]
     outside = sum(map(state, trained)), sum(map(_one_state, trained)) if accumulate else 0
     frontier = plan_behind_torchs(Options(), traced.problem, 0.5, traced.torchs)
-    replays = [candidate.replay for candidate in frontier.candidates]
-    torchs = replays[0] if traced.torchs is not None else None
-    if torchs is not None and any(run.seconds <= torchs.seconds for run in replays[1:]):
-        del replays[0]  # torch's plan comes first although another is as fast and lower
+    candidates = list(frontier.candidates)
+    torchs = candidates[0].replay if traced.torchs is not None else None
+    if torchs is not None and any(c.replay.seconds <= torchs.seconds for c in candidates[1:]):
+        del candidates[0]  # torch's plan comes first although another is as fast and lower
+    replays = [candidate.replay for candidate in candidates]
 
     def point_of(run: Replay) -> ForecastPoint:
         peak_bytes = run.peak_bytes + sum(outside)
@@ -278,6 +321,7 @@ def plan(
         torchs=None if torchs is None else point_of(torchs),
         ops=len(traced.problem.ops),
         problem=traced.problem,
+        plans=tuple(candidate.plan for candidate in candidates),
         replays=tuple(replays),
     )
     if not choice.fits:

@@ -108,7 +108,7 @@ class Partitioner(private.CustomPartitionerFn):  # type: ignore[misc]
                     num_user_outputs=self.num_user_outputs,
                     num_forward_outputs=kwargs["num_fwd_outputs"],
                     static_lifetime_input_indices=kwargs.get("static_lifetime_input_indices"),
-                    dumps=Dumps(self.options.dump_dir, graph),
+                    dumps=Dumps.of_graph(self.options.dump_dir, graph),
                     graph=graph,
                 )
         except (BudgetInfeasible, OptionError, DumpError):
@@ -397,7 +397,7 @@ def torchs_plan_of(problem: Problem, saved: list[int]) -> Plan | None:
     """Torch's choice of saved values as a plan; None where it recomputes what must not be (an input that the forward
     overwrites is read again, say) or saves what must not be, so that its graphs cannot be handed on."""
     try:
-        plan = schedule(problem, saved, "torch's own partitioner")
+        plan = schedule(problem, saved, reporting.TORCHS_PLAN)
         check_plan(problem, plan)
         return plan
     except ValueError as error:

@@ -29,6 +29,7 @@ from graphremat.passes import torch_private as private
 from graphremat.passes.attribute import Attribution, TimedCall
 from graphremat.region import Compiled
 from graphremat.report import Report, Truth
+from graphremat.report_page import add_page
 from graphremat.watch import run_watched
 
 log = logging.getLogger("graphremat")
@@ -100,7 +101,11 @@ class Profiled:
         log.info("graph %d in real steps:\n%s", report.graph, truth)
         if report.dump_dir is not None:
             try:
-                Dumps(Path(report.dump_dir).parent, report.graph).write("70-truth.md", truth.to_markdown)
+                dumps = Dumps(Path(report.dump_dir))
+                dumps.write("70-truth.md", truth.to_markdown)
+                dumps.write("report.json", measured.report.to_json)
+                dumps.write("report.txt", lambda: f"{measured.report}\n")
+                add_page(dumps)
             except DumpError as error:  # training goes on
                 log.warning("%s", error)
         self._taken.clear()

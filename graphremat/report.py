@@ -4,7 +4,9 @@ import itertools
 import json
 import threading
 from collections import deque
+from collections.abc import Set
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from graphremat.passes.attribute import CallTruth
 from graphremat.passes.plan import Plan
@@ -12,6 +14,9 @@ from graphremat.passes.problem import Kind, Problem
 from graphremat.passes.replay import Replay
 from graphremat.passes.sizes import evaluate
 from graphremat.units import format_bytes
+
+TORCHS_PLAN = "torch's own partitioner"
+"""The origin of the plan that torch makes by itself."""
 
 KEPT_REPORTS = 64
 """Reports of the latest compiled graphs that :func:`reports` gives."""
@@ -186,6 +191,27 @@ class Report:
         """The report as JSON text."""
         return json.dumps(asdict(self), indent=1)
 
+    @staticmethod
+    def from_json(text: str) -> "Report":
+        """Read what :meth:`to_json` wrote. Raises ValueError, TypeError or KeyError for anything else."""
+
+        def truth(told: dict[str, Any]) -> Truth:
+            calls = (CallTruth(**{**call, "ops": tuple(call["ops"])}) for call in told["calls"])
+            return Truth(**{**told, "calls": tuple(calls)})
+
+        told = json.loads(text)
+        return Report(
+            **{
+                **told,
+                "holders": tuple((name, size) for name, size in told["holders"]),
+                "frontier": tuple(FrontierPoint(**point) for point in told["frontier"]),
+                "frugal": tuple(FrontierPoint(**point) for point in told["frugal"]),
+                "truth": None if told["truth"] is None else truth(told["truth"]),
+                "timed_plans": tuple(TimedPlan(**timed) for timed in told["timed_plans"]),
+                "sizes": tuple(SymbolicSize(**size) for size in told["sizes"]),
+            }
+        )
+
     def __str__(self) -> str:
         budget = "none" if self.budget_bytes is None else format_bytes(self.budget_bytes)
         if self.share_bytes is not None and self.share_bytes != self.budget_bytes:
@@ -270,7 +296,7 @@ def saved_table(problem: Problem, plan: Plan, replayed: Replay) -> str:
         v = problem.values[value]
         op = problem.ops[v.producer]
         size = problem.storages[v.storage].size_bytes
-        why = f"must not run again: {op.keep}" if op.keep else _why(problem, value, recomputed)
+        why = why_saved(problem, value, recomputed)
         rows.append(
             (size, f"| {size:,} | {v.label} | {v.name} | {op.target} | {v.module} | {v.source} | {why} |")
         )
@@ -287,9 +313,12 @@ def saved_table(problem: Problem, plan: Plan, replayed: Replay) -> str:
     return "\n".join([*head, *(row for _, row in rows)]) + "\n"
 
 
-def _why(problem: Problem, value: int, recomputed: set[int]) -> str:
-    """Saved by choice: what its absence would cost, and who reads it."""
+def why_saved(problem: Problem, value: int, recomputed: Set[int]) -> str:
+    """Why the plan that runs the ops ``recomputed`` again saves a value: what forbids to make it again or, saved by
+    choice, what its absence would cost, and who reads it."""
     op = problem.ops[problem.values[value].producer]
+    if op.keep:
+        return f"must not run again: {op.keep}"
     pending, readers = [value], []
     while pending:
         for reader in problem.readers[pending.pop()]:

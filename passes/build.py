@@ -172,10 +172,15 @@ class _Reader:
             return [self._add_value(node, storage(node.name, val), val)]
         if isinstance(val, (tuple, list)):
             results = []
+            module, source = origin_of(node)
             for position, part in enumerate(val):
                 if isinstance(part, torch.Tensor):
-                    name = f"{node.name}.{position}"
-                    results.append(self._builder.value(name, storage(name, part), label=tensor_label(part)))
+                    name, label = f"{node.name}.{position}", tensor_label(part)
+                    results.append(
+                        self._builder.value(
+                            name, storage(name, part), label=label, module=module, source=source
+                        )
+                    )
                     self._values += 1
                 else:
                     results.append(-1)
@@ -290,7 +295,10 @@ def origin_of(node: fx.Node) -> tuple[str, str]:
 
 @lru_cache(maxsize=REMEMBERED)
 def _plain_path(path: str) -> str:
-    return re.sub(r"L\['self'\]\.?|_modules\['([^']+)'\]", lambda m: m.group(1) or "", path).strip(".")
+    """The path without what Dynamo adds: ``self``, or ``fn`` for a module of torch's own, is the module compiled; where
+    a function is compiled, modules are its local (``L``) or global (``G``) variables."""
+    steps = r"L\['(?:self|fn)'\]\.?|[LG]\['(\w+)'\]|_modules\['([^']+)'\]"
+    return re.sub(steps, lambda m: m.group(1) or m.group(2) or "", path).strip(".")
 
 
 @lru_cache(maxsize=REMEMBERED)

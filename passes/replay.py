@@ -57,7 +57,8 @@ class Replay:
     counted, and ``op_seconds[i]`` what it takes. ``seconds`` is the whole step as modelled, ``recompute_seconds`` the
     part that runs a second time.
     ``moments[i]`` numbers when it runs, one number for all that run in one function.
-    ``storages``, ``firsts`` and ``lasts`` have an entry for every buffer.
+    ``storages``, ``firsts`` and ``lasts`` have an entry for every buffer. ``overwritten`` are the indices of those in
+    whose place the op at their last position writes its result: both are counted as one from that moment on.
     """
 
     curve: npt.NDArray[np.int64]
@@ -73,6 +74,7 @@ class Replay:
     storages: npt.NDArray[np.int64]
     firsts: npt.NDArray[np.int64]
     lasts: npt.NDArray[np.int64]
+    overwritten: npt.NDArray[np.int64]
 
     @cached_property
     def lifetimes(self) -> tuple[tuple[int, int, int], ...]:
@@ -337,7 +339,8 @@ def replay(problem: Problem, plan: Plan) -> Replay:
     wanted = np.full(tape.length, -1, dtype=np.int64)
     wanted[first[written]] = size[written]
     dying = np.flatnonzero(~given_out & (first < last))
-    overwriting = np.unique(last[dying[size[dying] == wanted[last[dying]]]])
+    dying = dying[size[dying] == wanted[last[dying]]]
+    overwriting, which = np.unique(last[dying], return_index=True)
     np.subtract.at(change, moments[overwriting], wanted[overwriting])
     np.add.at(change, moments[overwriting] + 1, wanted[overwriting])
     curve = problem.input_bytes + np.cumsum(change)[moments]
@@ -361,6 +364,7 @@ def replay(problem: Problem, plan: Plan) -> Replay:
         storages=storage[exists],
         firsts=first[exists],
         lasts=last[exists],
+        overwritten=(np.cumsum(exists) - 1)[dying[which]],
     )
 
 

@@ -14,10 +14,11 @@ import graphremat
 from bench.networks import NETWORKS
 from bench.uncompiled import planned
 from graphremat.cli import app
-from graphremat.errors import BudgetInfeasible, OptionError, PlanningError
+from graphremat.errors import BudgetInfeasible, DumpError, OptionError, PlanningError
 from graphremat.factories import load_factory
 from graphremat.forecast import DEVICE_RESERVE_BYTES, OPTIMIZERS, usable_bytes
 from graphremat.passes.devices import DEVICES
+from tests.pages import alive_bytes, data_of
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
@@ -203,3 +204,22 @@ def test_the_command(tmp_path: Path) -> None:
 def test_a_model_that_is_not_there(text: str, message: str) -> None:
     with pytest.raises(OptionError, match=message):
         load_factory(text)
+
+
+def test_the_plan_is_shown_as_a_page(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    (tmp_path / "net.py").write_text(MODEL_FILE)
+    path, small = tmp_path / "page.html", f"{tmp_path / 'net.py'}:small"
+    options = ["--device", "L4", "--optimizer", "adamw", "--budget", "0.5"]
+    done = CliRunner().invoke(app, ["plan", small, *options, "--report", str(path), "--json"])
+    assert done.exit_code == 0, done.output
+    told, data = json.loads(done.stdout), data_of(path.read_text())
+    assert data["planned_peak_bytes"] == told["peak_bytes"]
+    assert alive_bytes(data, data["peak_position"]) == told["peak_bytes"]
+    assert [point["planned_peak_bytes"] for point in data["points"]] == [
+        p["peak_bytes"] for p in told["plans"]
+    ]
+    assert (data["chosen"], data["outside_bytes"]) == (told["chosen"], told["optimizer_bytes"])
+    assert data["generated_peak_bytes"] is None
+    with pytest.raises(DumpError, match="cannot write the report"):
+        graphremat.plan(layers(), (torch.randn(48, 64),)).write_report(tmp_path / "nowhere" / "page.html")

@@ -58,9 +58,8 @@ def test_the_planner_imports_without_torch() -> None:
         if path.stem not in {"__init__", *PASSES_WITH_TORCH}
     ]
     assert len(names) > 5
-    names += [
-        f"graphremat.{name}" for name in ("options", "choose", "report", "dumps", "replan", "cli", "doctor")
-    ]
+    face = ("options", "choose", "report", "dumps", "replan", "cli", "doctor", "report_page")
+    names += [f"graphremat.{name}" for name in face]
     done = run_without_torch(names)
     assert done.returncode == 0, done.stderr
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import graphremat
+from graphremat.report_page import SCRIPTS
 from graphremat.versions import SUPPORTED_TORCH
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -86,6 +87,11 @@ def test_the_wheel_holds_every_module_once(wheel_names: list[str]) -> None:
     assert {name for name in wheel_names if name.endswith(".py")} == face | passes
     assert len(wheel_names) == len(set(wheel_names))
     assert "graphremat/py.typed" in wheel_names
+
+
+def test_the_wheel_holds_what_the_page_of_a_report_is_made_of(wheel_names: list[str]) -> None:
+    page = {f"graphremat/page/{name}" for name in ("page.html", "page.css", *SCRIPTS)}
+    assert {name for name in wheel_names if name.startswith("graphremat/page/")} == page
 
 
 def test_the_wheel_has_one_top_level_package(wheel_names: list[str]) -> None:

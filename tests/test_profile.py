@@ -15,6 +15,7 @@ from graphremat.autotune import ROUNDS
 from graphremat.kernel_clock import with_ticks
 from graphremat.measure import gradient_error
 from graphremat.passes.attribute import Attribution, attribute
+from graphremat.report import Report
 from tests.steps import GatedLayers
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -141,7 +142,10 @@ def test_the_corrected_plan_is_kept_if_it_is_faster(
     assert report.budget_bytes == 900 * 1024
     assert report.generated_peak_bytes <= report.budget_bytes
     first = next(r for r in reversed(graphremat.reports()) if r.truth and not r.timed_plans)
+    assert first.truth is not None
     assert "| backward |" in Path(str(first.dump_dir), "70-truth.md").read_text()
+    assert Report.from_json(Path(str(first.dump_dir), "report.json").read_text()) == first
+    assert f'"peak_bytes":{first.truth.peak_bytes}' in Path(str(first.dump_dir), "report.html").read_text()
     saved = [Path(str(r.dump_dir), "saved.md").read_text().count("sigmoid") for r in (first, report)]
     assert (saved[1] > saved[0]) == corrected
 

@@ -1,6 +1,7 @@
 """What README.md says is so: its code runs, its options are the options, its versions are the supported ones."""
 
 import re
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
@@ -75,17 +76,34 @@ def test_every_file_that_is_named_is_there() -> None:
     assert [name for name in sorted(named) if not (root / name).exists()] == []
 
 
-def test_the_files_of_a_dump_are_the_files_named(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def dump(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the only graph in a folder of dumps."""
+    root = tmp_path_factory.mktemp("dump")
     torch.compiler.reset()
-    options = {"lowering": "aot_eager", "memory_budget": 0.0, "dump_dir": str(tmp_path)}
+    options = {"lowering": "aot_eager", "memory_budget": 0.0, "dump_dir": str(root)}
     model = torch.nn.Sequential(*(torch.nn.Linear(8, 8) for _ in range(4)))
     torch.compile(model, backend="graphremat", options=options)(torch.ones(64, 8)).sum().backward()
-    (folder,) = tmp_path.iterdir()
+    (folder,) = root.iterdir()
+    return folder
+
+
+def test_the_files_of_a_dump_are_the_files_named(dump: Path) -> None:
     table = README.split("<!-- dump files -->")[1].split("<!-- end of dump files -->")[0]
     named = re.findall(r"`([\w.-]+)`", table)
-    assert named == sorted(named[:-3]) + named[-3:]
+    assert named == sorted(named[:-4]) + named[-4:]
     others = {"60-forward-code.py", "61-backward-code.py", "70-truth.md"}  # of Inductor, and of profile
-    assert {path.name for path in folder.iterdir()} == set(named) - others
+    assert {path.name for path in dump.iterdir()} == set(named) - others
+
+
+def test_the_report_is_made_again_with_figures(dump: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra report)")
+    folder = shutil.copytree(dump, tmp_path / dump.name)
+    (command,) = re.findall(r"^graphremat (report .*)$", README, flags=re.MULTILINE)
+    result = CliRunner().invoke(app, command.replace("graphremat-dump", str(tmp_path)).split())
+    assert result.exit_code == 0, result.output
+    made = [folder / name for name in ("report.html", "curve.svg", "frontier.svg")]
+    assert result.output.splitlines() == list(map(str, made))
 
 
 def test_the_table_of_budgets_is_what_was_measured() -> None:
