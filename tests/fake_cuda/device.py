@@ -25,7 +25,7 @@ CARDS = {
     (9, 0): ("NVIDIA H100 80GB HBM3", 132, 2048, 232448, 80, 50),
 }
 """By compute capability: name, multiprocessors, threads of each, most shared memory of a block in bytes,
-memory in GiB, cache in MiB. From NVIDIA's CUDA C++ Programming Guide, "Compute Capabilities", and the cards' data sheets."""
+memory in GiB, cache in MiB. From the CUDA C++ Programming Guide, "Compute Capabilities", and NVIDIA's data sheets."""
 
 
 def properties_of(capability: tuple[int, int]) -> Any:

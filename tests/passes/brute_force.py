@@ -101,7 +101,8 @@ class _Game:
             index = pending.pop()
             if index not in runs:
                 runs.add(index)
-                pending += [self.problem.values[v].producer for v in self.operands(index)]
+                needed = self.operands(index) | self.beside(self.problem.ops[index].reads)
+                pending += [self.problem.values[v].producer for v in needed]
         return sorted(runs)
 
     def forward_peak(self, runs: list[int], to_end: set[int]) -> int:

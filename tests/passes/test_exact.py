@@ -268,3 +268,16 @@ def test_a_view_of_the_backward_into_the_forward_is_refused() -> None:
     g = b.op("g", [view], Kind.KERNEL, Phase.BACKWARD)
     with pytest.raises(ValueError, match="view of the backward is a view of a value"):
         solve_exact(b.build([y], [g]), 10)
+
+
+def test_what_a_view_needs_besides_is_made_in_the_forward_with_it() -> None:
+    b = Builder(fuses=False)
+    x = b.input("x", 0)
+    y = b.op("y", [x], Kind.KERNEL, Phase.FORWARD)
+    beside = b.op("beside", [x], Kind.KERNEL, Phase.EITHER, size_bytes=1, keep="random")
+    view = b.op("view", [x, beside], Kind.VIEW, Phase.EITHER)
+    last = b.op("last", [view], Kind.KERNEL, Phase.EITHER, keep="random")
+    g = b.op("g", [b.tangent("t", 0), last], Kind.KERNEL, Phase.BACKWARD, seconds=1.0)
+    problem = b.build([y], [g])
+    assert lowest_peak(problem, in_order=True) == 1
+    agree(problem, 0.0)
