@@ -153,6 +153,31 @@ def plan_batches(device: str) -> Row:
     return {"case": "max-batch", **found, "plan_seconds": seconds, "process_bytes": _process_bytes()}
 
 
+def plan_layer() -> Row:
+    """A linear layer from 2048 to 4096 features in fp16, and a nonlinearity that has it save its result."""
+    import torch
+    from torch import nn
+
+    from graphremat.comparison import compare
+
+    batch, sequence = 4, 2048
+
+    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+        layer = nn.Sequential(nn.Linear(2048, 4096, bias=False), nn.Tanh())
+        return layer, (torch.randn(batch, sequence, 2048),)
+
+    found = compare(make, torch_budgets=(), dtype="fp16")
+    point = next(rival.point for rival in found.rivals if rival.name == "every value saved")
+    return {
+        "case": "layer",
+        "device": "cpu",
+        "batch": batch,
+        "sequence": sequence,
+        "weight_bytes": found.forecast.parameter_bytes,
+        "saved_bytes": point.saved_bytes,
+    }
+
+
 def _process_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
@@ -166,14 +191,14 @@ def read_rows(path: Path) -> list[Row]:
 
 def missing(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """Case and sequence (or device) of each row that is not there, as far as is known without the others."""
-    have = {(row["case"], str(row.get("sequence") or row["device"])) for row in rows}
+    have = {(row["case"], str(row["sequence"] if row["case"] in CASES else row["device"])) for row in rows}
     wanted = [(name, str(s)) for name, case in CASES.items() for s in case.sequences]
     for claim in CLAIMS:
         fixed = fixed_rows(rows, claim.case)
         if len(fixed) == len(CASES[claim.case].sequences):
             solved = [solved_sequence(fixed, claim, *setting) for setting in claim.settings]
             wanted += [(claim.case, str(s)) for s in solved if s > 0]
-    wanted += [("max-batch", device) for device in MAX_BATCH_DEVICES]
+    wanted += [("layer", "cpu")] + [("max-batch", device) for device in MAX_BATCH_DEVICES]
     yield from (each for each in dict.fromkeys(wanted) if each not in have)
 
 
@@ -188,7 +213,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         case, which = arguments.one
-        row = plan_batches(which) if case == "max-batch" else plan_row(case, int(which))
+        plan_other = {"max-batch": lambda: plan_batches(which), "layer": plan_layer}
+        row = plan_other[case]() if case in plan_other else plan_row(case, int(which))
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
     while arguments.plan and (left := list(missing(read_rows(RESULTS)))):
