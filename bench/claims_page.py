@@ -11,6 +11,7 @@ from bench.claims import (
     Row,
     extra_bytes,
     fixed_rows,
+    least_bytes,
     solved_sequence,
 )
 from graphremat.forecast import DEVICE_RESERVE_BYTES, usable_bytes
@@ -98,14 +99,20 @@ def rows_of(rows: Sequence[Row], case: str) -> list[Row]:
 def verdict(rows: Sequence[Row], claim: Claim, setting: tuple[str, str]) -> tuple[bool, str]:
     """Whether a claim holds with an optimizer and a base, at the sequence where its "before" is so; and why."""
     fixed = fixed_rows(rows, claim.case)
-    tokens = solved_sequence(fixed, claim, *setting)
     extra = extra_bytes(fixed[0], *setting)
-    if tokens <= 0:
-        shortest = fixed[0]["rivals"]["torch.compile"]["peak_bytes"] + extra
+    least = least_bytes(fixed[0], *setting)
+    if least > claim.after * GB:
         weights = fixed[0]["parameter_bytes"] - fixed[0]["base_bytes"].get(setting[1], 0)
         return False, (
-            f"cannot be: at {fixed[0]['sequence']} tokens `torch.compile` takes {gigabytes(shortest)}, of which the "
-            f"weights are {gigabytes(weights)}; no length comes to {claim.before} GB"
+            f"cannot be: weights ({gigabytes(weights)}), gradients and state of the optimizer alone are "
+            f"{gigabytes(least)}, whatever the length"
+        )
+    tokens = solved_sequence(fixed, claim, *setting)
+    if tokens <= 0:
+        shortest = fixed[0]["rivals"]["torch.compile"]["peak_bytes"] + extra
+        return False, (
+            f"cannot be: at {fixed[0]['sequence']} tokens `torch.compile` takes {gigabytes(shortest)}, and no length "
+            f"comes to {claim.before} GB"
         )
     row = next(r for r in rows if r["case"] == claim.case and r["sequence"] == tokens)
     before = row["rivals"]["torch.compile"]["peak_bytes"] + extra
