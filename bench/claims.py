@@ -45,7 +45,7 @@ CASES = {
     "8b-lora": Case("llama-3-8b", 4, 16),
     "8b-full": Case("llama-3-8b", 4, None, sequences=(1024, 2048)),
     "13b-lora": Case("llama-2-13b", 2, 16),
-    "70b-lora": Case("llama-3-70b", 1, 16),
+    "70b-lora": Case("llama-3-70b", 1, 16, sequences=(512, 2336)),
     "7b-full": Case("llama-2-7b", 1, None, "A100-40GB", (1024,)),
     "13b-lora-4090": Case("llama-2-13b", 1, 16, "RTX-4090", (1024,)),
 }

@@ -176,6 +176,10 @@ def fits_lines(
         + (f", adapters of rank {CASES[case].lora}" if CASES[case].lora else "")
         + f"; {device.name} has {gigabytes(room)} for a step."
     )
+    if CASES[case].lora:
+        first = rows_of(rows, case)[0]
+        whole = 2 * (first["parameter_bytes"] - first["trained_bytes"])
+        yield f"Trained whole, weights and gradients alone are {gigabytes(whole)}."
     yield ""
     lines = []
     for setting in settings:
@@ -260,12 +264,12 @@ def layer_lines(row: Row) -> Iterator[str]:
 def batch_lines(rows: Sequence[Row]) -> Iterator[str]:
     """The section of the largest batches."""
     told = ", ".join(f"{name} {value}" for name, value in MAX_BATCH.items())
-    yield f"## The largest batch of three devices: {told}"
+    yield f"## The largest batch: {told}"
     yield ""
     for row in (row for row in rows if row["case"] == "max-batch"):
         yield (
             f"{row['device']}: **{row['largest']}**, {row['without_recomputation']} under the fastest plan; most "
-            f"examples a second with {row['best']}. {row['plan_seconds'] / 60:.1f} minutes. The plans behind it:"
+            f"examples a second with {row['best']}. The plans behind it took {row['plan_seconds'] / 60:.1f} minutes:"
         )
         yield ""
         yield from table(
