@@ -60,6 +60,7 @@ def test_the_verdict_follows_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
         "heavy recomputation": lowest.peak_bytes,
         "does not fit": lowest.peak_bytes - 1,
     }
+    monkeypatch.setattr(advice, "_other_steps", lambda *_: [])  # the next test looks at them
     for verdict, room in cases.items():
         found = with_room(room, monkeypatch)
         assert found.verdict == verdict
