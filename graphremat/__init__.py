@@ -21,13 +21,22 @@ from graphremat.errors import (
 )
 
 if TYPE_CHECKING:
+    from graphremat.advice import Advice, advise
     from graphremat.batches import Batches, max_batch
+    from graphremat.comparison import Comparison, compare
     from graphremat.forecast import Forecast, plan
     from graphremat.report import Report, last_report, reports
+    from graphremat.step_frontier import StepFrontier, frontier
 
 __version__ = "0.1.0"
 
 _LAZY = {
+    "Advice": ("graphremat.advice", "Advice"),
+    "advise": ("graphremat.advice", "advise"),
+    "Comparison": ("graphremat.comparison", "Comparison"),
+    "compare": ("graphremat.comparison", "compare"),
+    "StepFrontier": ("graphremat.step_frontier", "StepFrontier"),
+    "frontier": ("graphremat.step_frontier", "frontier"),
     "Batches": ("graphremat.batches", "Batches"),
     "max_batch": ("graphremat.batches", "max_batch"),
     "Forecast": ("graphremat.forecast", "Forecast"),
@@ -38,16 +47,22 @@ _LAZY = {
 }
 
 __all__ = [
+    "Advice",
     "Batches",
     "BudgetInfeasible",
+    "Comparison",
     "DumpError",
     "Forecast",
     "GraphrematError",
     "OptionError",
     "PlanningError",
     "Report",
+    "StepFrontier",
     "VerificationError",
     "__version__",
+    "advise",
+    "compare",
+    "frontier",
     "last_report",
     "max_batch",
     "plan",

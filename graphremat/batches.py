@@ -83,16 +83,16 @@ def max_batch(
     device: str | None = None,
     *,
     budget: int | str = "auto",
-    optimizer: str = "none",
-    accumulate: bool = False,
+    **how: Any,
 ) -> Batches:
     """The largest batch whose step fits, by planning a few.
 
     Args:
         factory: called with a batch where tensors have no data; returns the model and its inputs. With a sequence
             length or any other size instead of the batch, that is what is maximised.
-        device, optimizer, accumulate: as for :func:`graphremat.plan`.
+        device: as for :func:`graphremat.plan`.
         budget: bytes, or ``"auto"`` for the device's memory, less a reserve on a GPU.
+        how: the other keywords of :func:`graphremat.plan`.
 
     Raises:
         BudgetInfeasible: not even a batch of 1 fits.
@@ -106,9 +106,7 @@ def max_batch(
 
     def lowest(batch: int) -> int:
         if batch not in known:
-            known[batch] = plan(
-                lambda: factory(batch), device=device, optimizer=optimizer, accumulate=accumulate
-            )
+            known[batch] = plan(lambda: factory(batch), device=device, **how)
         return known[batch].points[-1].peak_bytes
 
     def fastest(batch: int) -> int:

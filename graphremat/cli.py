@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 import graphremat
+from graphremat import planning_commands
 from graphremat.errors import DumpError, GraphrematError
 from graphremat.units import format_bytes
 
@@ -30,13 +31,8 @@ app = typer.Typer(
 )
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-DeviceOption = Annotated[str | None, typer.Option(help="A GPU by name, like RTX-4090. Left out: this CPU.")]
-OptimizerOption = Annotated[
-    str, typer.Option(help="none, sgd, sgd-momentum, adam, adamw or adamw-8bit: its state is counted.")
-]
-AccumulateOption = Annotated[
-    bool, typer.Option("--accumulate", help="Gradients of earlier micro-batches are held as well.")
-]
+
+planning_commands.register(app)
 
 
 class FigureKind(str, Enum):
@@ -110,77 +106,6 @@ def doctor(
             console.print(f"problem: {problem}", markup=False)
     if problems:
         raise typer.Exit(1)
-
-
-@app.command()
-def plan(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="MODULE:FACTORY or FILE.py:FACTORY: a function that returns the model and its inputs."
-        ),
-    ],
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            help="20GiB, a fraction like 0.5, or auto for the device's memory. Left out: the fastest plan."
-        ),
-    ] = None,
-    device: DeviceOption = None,
-    optimizer: OptimizerOption = "none",
-    accumulate: AccumulateOption = False,
-    report_to: Annotated[
-        Path | None,
-        typer.Option("--report", dir_okay=False, help="Write the plan as a page (HTML) into this file."),
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Say what a training step will take, without running it: no weights in memory, no GPU.
-
-    Exits with 1 if no plan is under the budget, or if the plan does not fit the device.
-    """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # quiet; read when torch is loaded
-    from graphremat.factories import load_factory
-    from graphremat.forecast import plan as forecast
-    from graphremat.replan import parse_budget
-
-    factory = load_factory(model)
-    allowed = budget if budget == "auto" else parse_budget(budget)
-    with Console(stderr=True).status("tracing and planning"):
-        found = forecast(factory, budget=allowed, device=device, optimizer=optimizer, accumulate=accumulate)
-    typer.echo(found.to_json() if as_json else str(found), nl=as_json)
-    if report_to is not None:
-        found.write_report(report_to)
-    if not found.fits:
-        raise typer.Exit(1)
-
-
-@app.command("max-batch")
-def max_batch(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="MODULE:FACTORY or FILE.py:FACTORY: a function of the batch that returns the model and its inputs."
-        ),
-    ],
-    device: DeviceOption = None,
-    budget: Annotated[str, typer.Option(help="20GiB, or auto for the device's memory.")] = "auto",
-    optimizer: OptimizerOption = "none",
-    accumulate: AccumulateOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Find the largest batch that a device holds, and the one of most examples a second, without running it.
-
-    Exits with 1 if not even a batch of 1 fits.
-    """
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # quiet; read when torch is loaded
-    from graphremat.batches import max_batch as find_max_batch
-    from graphremat.factories import load_factory
-
-    factory = load_factory(model)
-    with Console(stderr=True).status("planning batches"):
-        found = find_max_batch(factory, device, budget=budget, optimizer=optimizer, accumulate=accumulate)
-    typer.echo(found.to_json() if as_json else str(found))
 
 
 @app.command()

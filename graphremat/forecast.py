@@ -10,12 +10,10 @@ planned as the CPU's counterpart of the same interface; and an allocator's fragm
 """
 
 import contextlib
-import difflib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from torch import nn
 
 from graphremat.choose import choose
 from graphremat.errors import BudgetInfeasible, DumpError, OptionError
+from graphremat.optimizers import bytes_of, state_of
 from graphremat.options import Options
 from graphremat.partitioner import plan_behind_torchs, prices
 from graphremat.passes import torch_private as private
@@ -35,49 +34,13 @@ from graphremat.passes.replay import Replay
 from graphremat.report import TORCHS_PLAN, FrontierPoint
 from graphremat.report_data import ShownStep
 from graphremat.report_page import page_of
+from graphremat.subject import make_subject
 from graphremat.tracing import trace_step
 from graphremat.units import format_bytes
 
 DEVICE_RESERVE_BYTES = 1 << 30
 """What ``budget="auto"`` leaves of a GPU's memory: the CUDA context with its loaded kernels, libraries' workspaces and
 the allocator's fragmentation. An assumption, not measured by us."""
-
-BLOCK_8BIT = 256
-LEAST_8BIT = 4096
-"""An 8-bit optimizer keeps one float32 scale for every ``BLOCK_8BIT`` numbers of each of its two states, and leaves
-tensors with fewer than ``LEAST_8BIT`` elements in 32 bits (bitsandbytes' documented defaults)."""
-
-
-def _no_state(parameter: torch.Tensor) -> int:
-    return 0
-
-
-def _one_state(parameter: torch.Tensor) -> int:
-    return parameter.numel() * parameter.element_size()
-
-
-def _two_states(parameter: torch.Tensor) -> int:
-    return 2 * parameter.numel() * parameter.element_size()
-
-
-def _two_states_8bit(parameter: torch.Tensor) -> int:
-    count = parameter.numel()
-    if count < LEAST_8BIT:
-        return 2 * 4 * count
-    return 2 * (count + 4 * -(-count // BLOCK_8BIT))
-
-
-OPTIMIZERS: Mapping[str, Callable[[torch.Tensor], int]] = MappingProxyType(
-    {
-        "none": _no_state,
-        "sgd": _no_state,
-        "sgd-momentum": _one_state,
-        "adam": _two_states,
-        "adamw": _two_states,
-        "adamw-8bit": _two_states_8bit,
-    }
-)
-"""Bytes of state for one trained parameter, by the optimizer's name; states have the parameter's dtype."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +68,9 @@ class Forecast:
         ops: operators of the traced graph.
         problem: the graph as the planner sees it.
         plans, replays: of the same plans as ``points``.
+        torchs_plan: the plan behind ``torchs``.
+        torchs_under: torch's plans under the values of its ``activation_memory_budget`` that were asked for.
+        outside_bytes: what a peak has beyond a replay's: the two above, less what a quantised base saves.
     """
 
     device: Device
@@ -120,6 +86,9 @@ class Forecast:
     problem: Problem
     plans: tuple[Plan, ...]
     replays: tuple[Replay, ...]
+    torchs_plan: Plan | None
+    torchs_under: Mapping[float, Plan | None]
+    outside_bytes: int
 
     @property
     def peak_bytes(self) -> int:
@@ -151,8 +120,13 @@ class Forecast:
         """Write the page that shows the chosen plan, as ``report.html`` of a dump does, into a file.
 
         Raises:
-            DumpError: plotly is not installed, or the file cannot be written.
+            DumpError: plotly is not installed, the file cannot be written, or the step has a quantised base, which
+                takes less than the graph's inputs do.
         """
+        if self.outside_bytes < 0:
+            raise DumpError(
+                "a page cannot show a quantised base, whose bytes are not those of the graph's inputs"
+            )
 
         def shown(point: ForecastPoint, origin: str) -> FrontierPoint:
             return FrontierPoint(
@@ -175,7 +149,7 @@ class Forecast:
             chosen=self.chosen,
             torchs=None if self.torchs is None else shown(self.torchs, TORCHS_PLAN),
             budget_bytes=self.budget_bytes,
-            outside_bytes=self.optimizer_bytes + self.accumulated_bytes,
+            outside_bytes=self.outside_bytes,
         )
         text = page_of(step)
         try:
@@ -254,6 +228,11 @@ class Forecast:
         return captured.get()
 
 
+def point_of_run(run: Replay, outside_bytes: int) -> ForecastPoint:
+    """A replay as a point, with what lives outside of the graph on top."""
+    return ForecastPoint(run.peak_bytes + outside_bytes, run.seconds, run.recompute_seconds, run.saved_bytes)
+
+
 def usable_bytes(device: Device) -> int:
     """The device's memory, less :data:`DEVICE_RESERVE_BYTES` on a GPU."""
     return device.memory_bytes - (DEVICE_RESERVE_BYTES if device.kind != "cpu" else 0)
@@ -267,6 +246,10 @@ def plan(
     device: str | None = None,
     optimizer: str = "none",
     accumulate: bool = False,
+    dtype: str | None = None,
+    lora: int | None = None,
+    base: str | None = None,
+    torch_budgets: Sequence[float] = (),
 ) -> Forecast:
     """Plan a training step without running it.
 
@@ -278,23 +261,30 @@ def plan(
             the device's memory less :data:`DEVICE_RESERVE_BYTES`; a float for a fraction between the lowest peak (0.0)
             and the fastest plan's (1.0); None for the fastest plan.
         device: a name in :data:`graphremat.passes.devices.DEVICES`; None for this machine's CPU.
-        optimizer: a name in :data:`OPTIMIZERS`, whose state is counted.
+        optimizer: a name in :data:`graphremat.optimizers.OPTIMIZERS`, whose state is counted.
         accumulate: gradients of earlier micro-batches are there already while the step runs.
+        dtype: ``"bf16"``, ``"fp16"`` or ``"fp32"`` for weights, buffers and inputs; None for what the model has.
+        lora: the rank of adapters on all linear layers but the one of the logits; the rest is frozen.
+        base: ``"nf4"`` or ``"int8"`` for frozen linear layers that are held quantised. Their bytes are counted, and
+            that the largest is made again; the time of making them is not.
+        torch_budgets: values of torch's own ``activation_memory_budget`` to plan for :func:`graphremat.compare`.
 
     Raises:
         BudgetInfeasible: no plan is under the budget.
-        OptionError: an unknown device or optimizer, or a budget that is none.
+        OptionError: an unknown device, optimizer, dtype or base, an adapter that goes nowhere, an option that would
+            change a module that is there, or a budget that is none.
         PlanningError: the model is not one graph, trains nothing, or cannot be traced.
     """
-    state = _state_of(optimizer)
+    state = state_of(optimizer)
     rates = find_rates(device)
     allowed = parse_allowed(budget, rates)
     with contextlib.nullcontext() if isinstance(model, nn.Module) else private.FakeTensorMode():
-        made, arguments, keywords = _made(model, inputs)
-        traced = trace_step(made, arguments, keywords, device=rates)
-    parameters = list({id(p): p for p in made.parameters()}.values())
-    trained = [p for p in parameters if p.requires_grad]
-    outside = sum(map(state, trained)), sum(map(_one_state, trained)) if accumulate else 0
+        subject = make_subject(model, inputs, dtype=dtype, lora=lora, base=base)
+        traced = trace_step(
+            subject.model, subject.arguments, subject.keywords, device=rates, torch_budgets=torch_budgets
+        )
+    trained = subject.trained
+    outside = sum(map(state, trained)), sum(map(bytes_of, trained)) if accumulate else 0
     frontier = plan_behind_torchs(Options(), traced.problem, 0.5, traced.torchs)
     candidates = list(frontier.candidates)
     torchs = candidates[0].replay if traced.torchs is not None else None
@@ -302,9 +292,10 @@ def plan(
         del candidates[0]  # torch's plan comes first although another is as fast and lower
     replays = [candidate.replay for candidate in candidates]
 
+    outside_bytes = sum(outside) - subject.quantised_bytes
+
     def point_of(run: Replay) -> ForecastPoint:
-        peak_bytes = run.peak_bytes + sum(outside)
-        return ForecastPoint(peak_bytes, run.seconds, run.recompute_seconds, run.saved_bytes)
+        return point_of_run(run, outside_bytes)
 
     points = tuple(map(point_of, replays))
     peaks = [point.peak_bytes for point in points]
@@ -312,8 +303,8 @@ def plan(
     forecast = Forecast(
         device=rates,
         budget_bytes=choice.budget_bytes,
-        parameter_bytes=sum(map(_one_state, parameters)),
-        trained_bytes=sum(map(_one_state, trained)),
+        parameter_bytes=subject.parameter_bytes,
+        trained_bytes=sum(map(bytes_of, trained)),
         optimizer_bytes=outside[0],
         accumulated_bytes=outside[1],
         points=points,
@@ -323,6 +314,9 @@ def plan(
         problem=traced.problem,
         plans=tuple(candidate.plan for candidate in candidates),
         replays=tuple(replays),
+        torchs_plan=traced.torchs,
+        torchs_under=traced.torchs_under,
+        outside_bytes=outside_bytes,
     )
     if not choice.fits:
         raise _infeasible(forecast)
@@ -343,14 +337,6 @@ def _infeasible(lowest: Forecast) -> BudgetInfeasible:
     )
 
 
-def _state_of(optimizer: str) -> Callable[[torch.Tensor], int]:
-    if optimizer not in OPTIMIZERS:
-        near = difflib.get_close_matches(optimizer, OPTIMIZERS, n=1)
-        meant = f": did you mean {near[0]!r}?" if near else ""
-        raise OptionError(f"unknown optimizer {optimizer!r}{meant} (optimizers: {', '.join(OPTIMIZERS)})")
-    return OPTIMIZERS[optimizer]
-
-
 def find_rates(device: str | None) -> Device:
     """The device of a name, or this CPU. Raises OptionError for a name that is in no table."""
     if device is None or device == "cpu":
@@ -368,23 +354,3 @@ def parse_allowed(budget: int | float | str | None, device: Device) -> int | flo
         return usable_bytes(device)
     assert not isinstance(parsed, str)
     return parsed
-
-
-def _made(
-    model: nn.Module | Callable[[], Any], inputs: Sequence[Any] | Mapping[str, Any] | Callable[[], Any]
-) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any]]:
-    """The module, its arguments and its keywords."""
-    made = model if isinstance(model, nn.Module) else model()
-    given = inputs() if callable(inputs) else inputs
-    if isinstance(made, (tuple, list)) and len(made) == 2:
-        made, given = made
-    if not isinstance(made, nn.Module):
-        raise OptionError(
-            f"the model is a {type(made).__name__}: give a torch.nn.Module, or a function that returns one, alone or "
-            "with its inputs"
-        )
-    if isinstance(given, torch.Tensor):
-        return made, (given,), {}
-    if isinstance(given, Mapping):
-        return made, (), dict(given)
-    return made, tuple(given), {}

@@ -1,7 +1,7 @@
 """The planning problem of a module's step, traced as the backend traces it; no code is generated and nothing runs."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
@@ -20,16 +20,19 @@ from graphremat.passes.hints import default_size_hint
 from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Problem
 
+NO_BUDGET = 1.0
+"""The value of torch's ``activation_memory_budget`` that it has by itself."""
 NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, eq=False)
 class TracedStep:
     """A step as the planner gets it; ``torchs`` is the plan of torch's own partitioner, None where that cannot be kept
-    or was not asked for."""
+    or was not asked for; ``torchs_under`` holds its plans under values of its ``activation_memory_budget``."""
 
     problem: Problem
     torchs: Plan | None
+    torchs_under: Mapping[float, Plan | None] = field(default_factory=dict)
 
 
 class _Traced(private.ShortenTraceback):  # type: ignore[misc]
@@ -44,10 +47,10 @@ class _Traced(private.ShortenTraceback):  # type: ignore[misc]
 class _Tracer(private.CustomPartitionerFn):  # type: ignore[misc]
     """Takes the place of the partitioner and ends the compilation with what it is given."""
 
-    def __init__(self, device: Device | None, lowering: str, *, with_torchs: bool) -> None:
+    def __init__(self, device: Device | None, lowering: str, torch_budgets: Sequence[float]) -> None:
         self._device = device
         self._lowering = lowering
-        self._with_torchs = with_torchs
+        self._torch_budgets = torch_budgets
 
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
         static = kwargs.get("static_lifetime_input_indices")
@@ -59,11 +62,12 @@ class _Tracer(private.CustomPartitionerFn):  # type: ignore[misc]
         device = self._device or prices(Options(), graph_device(gm))
         fuses = self._lowering == "inductor"
         problem, index = build_problem(joint, device, fuses=fuses, size_hint=default_size_hint)
-        plan = None
-        if self._with_torchs:
-            _, backward = torchs_graphs(joint, joint_inputs, static)
-            plan = torchs_plan_of(problem, saved_by(backward, joint, problem, index))
-        raise _Traced(TracedStep(problem, plan))
+        plans: dict[float, Plan | None] = {}
+        for fraction in self._torch_budgets:
+            with private.activation_memory_budget(fraction):
+                _, backward = torchs_graphs(joint, joint_inputs, static)
+            plans[fraction] = torchs_plan_of(problem, saved_by(backward, joint, problem, index))
+        raise _Traced(TracedStep(problem, plans.pop(NO_BUDGET, None), plans))
 
     def uuid(self) -> None:
         """No caching."""
@@ -77,6 +81,7 @@ def trace_step(
     device: Device | None = None,
     lowering: str = "inductor",
     with_torchs: bool = True,
+    torch_budgets: Sequence[float] = (),
 ) -> TracedStep:
     """Trace a module up to its planning problem, with the sizes of its arguments.
 
@@ -86,11 +91,12 @@ def trace_step(
         device: whose prices the ops get; None for those of the device that the graph is on.
         lowering: ``"inductor"`` (ops are joined into kernels) or ``"aot_eager"`` (they are not).
         with_torchs: whether to run torch's own partitioner for its plan, too.
+        torch_budgets: values of torch's ``activation_memory_budget``, below 1, to run it under besides.
 
     Raises:
         PlanningError: the model is not one graph, trains nothing, or cannot be traced.
     """
-    tracer = _Tracer(device, lowering, with_torchs=with_torchs)
+    tracer = _Tracer(device, lowering, [NO_BUDGET] * with_torchs + list(torch_budgets))
 
     def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         if lowering == "aot_eager":

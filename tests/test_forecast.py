@@ -16,7 +16,8 @@ from bench.uncompiled import planned
 from graphremat.cli import app
 from graphremat.errors import BudgetInfeasible, DumpError, OptionError, PlanningError
 from graphremat.factories import load_factory
-from graphremat.forecast import DEVICE_RESERVE_BYTES, OPTIMIZERS, usable_bytes
+from graphremat.forecast import DEVICE_RESERVE_BYTES, usable_bytes
+from graphremat.optimizers import OPTIMIZERS
 from graphremat.passes.devices import DEVICES
 from tests.pages import alive_bytes, data_of
 
@@ -118,6 +119,8 @@ def test_what_lives_outside_of_the_graph_is_counted(optimizer: str, accumulate: 
         "adamw": 8 * numbers,
         # the weights have 4,096 numbers in 16 blocks; the 64 of a bias stay in 32 bits
         "adamw-8bit": 5 * (2 * (4096 + 16 * 4) + 8 * 64),
+        "adamw-fp32": 8 * numbers,
+        "adamw-master": 8 * numbers,  # the weights are in float32 already
     }
     assert found.trained_bytes == 4 * numbers
     assert found.optimizer_bytes == states[optimizer]

@@ -16,6 +16,7 @@ from bench.correctness import lines_of
 from bench.networks import NETWORKS
 from bench.training_scripts import SCRIPTS
 from graphremat.cli import app
+from graphremat.llama import LLAMAS
 from graphremat.options import Options
 from graphremat.versions import supported_torch_text
 
@@ -50,6 +51,22 @@ def test_the_largest_batch_of_a_smaller_network(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, command.replace("net.py", str(tmp_path / "net.py")).split())
     assert result.exit_code == 0, result.output
     assert "holds a batch of" in result.stdout
+
+
+@pytest.mark.parametrize(
+    "command", re.findall(r"^graphremat ((?:frontier|compare|advise) .*)$", README, re.MULTILINE)
+)
+def test_what_is_asked_of_a_large_model_of_a_tiny_one(command: str) -> None:
+    torch.compiler.reset()
+    assert command.split()[1] in LLAMAS
+    tiny = command.replace("llama-3-8b", "llama-tiny --sequence 64")
+    result = CliRunner().invoke(app, tiny.split())
+    assert result.exit_code == 0, result.output
+    assert result.stdout
+
+
+def test_the_models_that_are_named_are_there() -> None:
+    assert set(re.findall(r"`(llama-[\w-]+)`", README)) | {"llama-tiny"} == set(LLAMAS)
 
 
 @pytest.mark.parametrize("code", COMPILING_BLOCKS, ids=["budget", "infeasible"])
