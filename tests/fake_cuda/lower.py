@@ -31,15 +31,25 @@ from graphremat.backend import graphremat as backend
 from tests.fake_cuda.device import fake_cuda
 from tests.fake_cuda.kernels import compiled, sources_of
 
+ATTENTION = functional.scaled_dot_product_attention
 PRICES = {(8, 0): "A100-80GB", (8, 9): "L4", (9, 0): "H100"}
 
 
-def fused_attention(query: Any, key: Any, value: Any, *, is_causal: bool = False, **_: Any) -> Any:
-    """What a card takes for attention without a mask or dropout; without one, torch takes the products apart."""
+def fused_attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> Any:
+    """What a card takes for attention without a mask or dropout; without a card, torch takes the products apart."""
+    if attn_mask is not None or dropout_p or options:
+        return ATTENTION(query, key, value, attn_mask, dropout_p, is_causal, **options)
     if query.dtype == torch.float32:
-        return torch.ops.aten._scaled_dot_product_efficient_attention(
-            query, key, value, None, True, 0.0, is_causal
-        )[0]
+        efficient = torch.ops.aten._scaled_dot_product_efficient_attention
+        return efficient(query, key, value, None, True, 0.0, is_causal)[0]
     return torch.ops.aten._scaled_dot_product_flash_attention(query, key, value, 0.0, is_causal)[0]
 
 
