@@ -254,7 +254,8 @@ def layer_lines(row: Row) -> Iterator[str]:
     yield "## A layer of 2048 x 4096 in fp16 costs 64 MB"
     yield ""
     yield (
-        f"The weight is {row['weight_bytes'] / 2**20:.0f} MiB. What the layer saves is its result: planned for "
+        f"The weight is {row['weight_bytes'] / 2**20:.0f} MiB. What `torch.compile` saves for the backward of it and "
+        f"of a GELU behind it is its result: planned for "
         f"{tokens} tokens (batch {row['batch']} of {row['sequence']}) that is {saved / 2**20:.0f} MiB, and it is "
         f"proportional to the tokens. **Holds** for {64 * 2**20 * tokens // saved} tokens, and only there."
     )
@@ -312,6 +313,8 @@ def intro_lines(rows: Sequence[Row]) -> Iterator[str]:
         f"- GB are 10^9 bytes; a device keeps {DEVICE_RESERVE_BYTES / GB:.2f} GB for its context;",
         '- "without checkpointing" is `torch.compile` as it is; "every value saved" is nearer to eager, which saves '
         "every value that the backward reads;",
+        "- what torch's budget saves is laid out in our order: measured, its peak can be some per cent higher "
+        "(`tests/test_comparison.py`);",
         "- no claim names its sequence length, so the one is looked for at which `torch.compile` takes the GB before.",
     )
     yield ""

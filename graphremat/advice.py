@@ -51,6 +51,12 @@ class Advice:
     slowdown: float
     alternatives: tuple[Alternative, ...]
 
+    @property
+    def memory_budget(self) -> int:
+        """The option for the backend: bytes without the state of the optimizer and earlier gradients, which it cannot
+        see."""
+        return self.forecast.peak_bytes - self.forecast.optimizer_bytes - self.forecast.accumulated_bytes
+
     def to_json(self) -> str:
         """One JSON object."""
         chosen = self.forecast.points[self.forecast.chosen]
@@ -59,6 +65,7 @@ class Advice:
             "usable_bytes": usable_bytes(self.forecast.device),
             "verdict": self.verdict,
             "slowdown": self.slowdown,
+            "memory_budget": self.memory_budget,
             "fastest": asdict(self.forecast.points[0]),
             "chosen": asdict(chosen),
             "lowest": asdict(self.forecast.points[-1]),
@@ -79,7 +86,7 @@ class Advice:
         }
         told = words.get(self.verdict) or (
             f"Recomputation is needed: the fastest plan takes {format_bytes(fastest.peak_bytes)} on {where}. With "
-            f"memory_budget={found.peak_bytes} the step takes {format_bytes(found.peak_bytes)} and "
+            f"memory_budget={self.memory_budget} the step takes {format_bytes(found.peak_bytes)} and "
             f"{self.slowdown:.1%} more time."
         )
         lines = [told]

@@ -92,7 +92,7 @@ def _from_config(path: Path, batch: int, sequence: int | None) -> Callable[..., 
         vocabulary = config.vocab_size
     except (OSError, ValueError, KeyError, AttributeError) as error:
         raise OptionError(f"{path} is no configuration of a language model: {error}") from error
-    if type(config) not in transformers.AutoModelForCausalLM._model_mapping:
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         raise OptionError(f"{path}: transformers knows no causal language model of type {kind!r}")
     length = min(SEQUENCE, most) if sequence is None else sequence
     config.use_cache = False

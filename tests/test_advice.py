@@ -73,6 +73,16 @@ def test_the_verdict_follows_the_plans(monkeypatch: pytest.MonkeyPatch) -> None:
             assert f"memory_budget={found.forecast.peak_bytes}" in str(found)
 
 
+def test_the_budget_that_is_named_leaves_the_optimizer_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    how = {"optimizer": "adamw", "accumulate": True}
+    lowest = graphremat.plan(network, device="L4", **how).points[-1].peak_bytes  # type: ignore[arg-type]
+    monkeypatch.setattr(advice, "_other_steps", lambda *_: [])
+    found = with_room(lowest, monkeypatch, **how)
+    assert found.verdict == "heavy recomputation"
+    assert found.memory_budget == found.forecast.replays[found.forecast.chosen].peak_bytes < lowest
+    assert f"memory_budget={found.memory_budget} " in str(found)
+
+
 def test_every_alternative_is_what_planning_says(monkeypatch: pytest.MonkeyPatch) -> None:
     lowest = graphremat.plan(network, device="L4").points[-1].peak_bytes
     room = lowest - 1
