@@ -7,14 +7,16 @@
 
 PYTHON ?= python3
 TORCH ?= torch>=2.13,<2.15
+# Of the package: fake-cuda as well where networks are to be lowered for a GPU that is not there.
+EXTRAS ?= dev
 VENV ?= .venv
 # The tests run in so many processes.
 WORKERS ?= 2
 PYTEST_ARGS ?=
 
 RUN := $(VENV)/bin/python
-# Installed once for each state of pyproject.toml and each requirement of torch.
-STAMP := $(VENV)/.installed-$(shell printf '%s' '$(TORCH)' | cksum | cut -d ' ' -f 1)
+# Installed once for each state of pyproject.toml, each requirement of torch and each choice of extras.
+STAMP := $(VENV)/.installed-$(shell printf '%s' '$(TORCH) $(EXTRAS)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format bench clean
@@ -29,7 +31,7 @@ $(STAMP): pyproject.toml
 	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 10) and "graphremat needs Python 3.10 or newer; this is " + sys.version.split()[0] + ": say make PYTHON=python3.11, for example")'
 	'$(PYTHON)' -m venv '$(VENV)'
 	@rm -f '$(VENV)'/.installed-*
-	$(RUN) -m pip install --quiet --disable-pip-version-check '$(TORCH)' --editable '.[dev]'
+	$(RUN) -m pip install --quiet --disable-pip-version-check '$(TORCH)' --editable '.[$(EXTRAS)]'
 	@touch '$@'
 
 demo: setup  ## train a small language model at the fastest plan and under three tighter budgets

@@ -37,6 +37,8 @@ DECODER = (
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2.0**20
 DECODER_MARKS = ("<!-- decoder -->", "<!-- end of decoder -->")
+LOWERED = ROOT / "bench" / "results" / "lowered.jsonl"
+LOWERED_MARKS = ("<!-- lowered -->", "<!-- end of lowered -->")
 BUDGETS_MARKS = ("<!-- budgets -->", "<!-- end of budgets -->")
 
 
@@ -120,6 +122,36 @@ def budgets_table(rows: Sequence[Measurement]) -> list[str]:
     return _markdown(lines)
 
 
+def lowered_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What ``tests.fake_cuda.lower`` printed as lines of Markdown; peaks are whole."""
+    lines: list[tuple[str, ...]] = [
+        (
+            "network",
+            "budget",
+            "KiB",
+            "of the code, KiB",
+            "planned",
+            "kernels",
+            "binaries",
+            "registers",
+            "spilled",
+        )
+    ]
+    for row in rows:
+        kept = "" if row["budget_bytes"] is None else f"{row['budget_bytes'] / 1024:,.0f}"
+        lines.append(
+            (
+                row["network"],
+                "none" if row["budget"] is None else str(row["budget"]),
+                kept,
+                f"{row['generated_bytes'] / 1024:,.0f}",
+                f"{row['planned_bytes'] / row['generated_bytes'] - 1:+.1%}",
+                *(f"{row[what]:,}" for what in ("kernels", "binaries", "most_registers", "spill_bytes")),
+            )
+        )
+    return _markdown(lines)
+
+
 def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
     shown = ["| " + " | ".join(cells) + " |" for cells in rows]
     return [shown[0], "| --- |" + " ---: |" * (len(rows[0]) - 1), *shown[1:]]
@@ -130,7 +162,9 @@ def write_page(page: Path, folder: Path) -> None:
     decoder = [json.loads(line) for line in (folder / "decoder.jsonl").read_text().splitlines()]
     budgets_rows = list(read_results(folder / "budgets.jsonl").values())
     insert(page, "\n".join(decoder_table(decoder)) + "\n", DECODER_MARKS)
+    lowered = [json.loads(line) for line in LOWERED.read_text().splitlines()]
     insert(page, "\n".join(budgets_table(budgets_rows)) + "\n", BUDGETS_MARKS)
+    insert(page, "\n".join(lowered_table(lowered)) + "\n", LOWERED_MARKS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
