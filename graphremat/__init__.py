@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from graphremat.advice import Advice, advise
     from graphremat.batches import Batches, max_batch
     from graphremat.comparison import Comparison, compare
+    from graphremat.explanation import Explanation, explain
     from graphremat.forecast import Forecast, plan
     from graphremat.report import Report, last_report, reports
     from graphremat.step_frontier import StepFrontier, frontier
@@ -35,6 +36,8 @@ _LAZY = {
     "advise": ("graphremat.advice", "advise"),
     "Comparison": ("graphremat.comparison", "Comparison"),
     "compare": ("graphremat.comparison", "compare"),
+    "Explanation": ("graphremat.explanation", "Explanation"),
+    "explain": ("graphremat.explanation", "explain"),
     "StepFrontier": ("graphremat.step_frontier", "StepFrontier"),
     "frontier": ("graphremat.step_frontier", "frontier"),
     "Batches": ("graphremat.batches", "Batches"),
@@ -52,6 +55,7 @@ __all__ = [
     "BudgetInfeasible",
     "Comparison",
     "DumpError",
+    "Explanation",
     "Forecast",
     "GraphrematError",
     "OptionError",
@@ -62,6 +66,7 @@ __all__ = [
     "__version__",
     "advise",
     "compare",
+    "explain",
     "frontier",
     "last_report",
     "max_batch",

@@ -116,17 +116,8 @@ class Forecast:
         place = next((k for k, point in enumerate(self.points) if point.peak_bytes <= budget_bytes), None)
         return None if place is None else replace(self, chosen=place, budget_bytes=budget_bytes)
 
-    def write_report(self, path: str | Path) -> None:
-        """Write the page that shows the chosen plan, as ``report.html`` of a dump does, into a file.
-
-        Raises:
-            DumpError: plotly is not installed, the file cannot be written, or the step has a quantised base, which
-                takes less than the graph's inputs do.
-        """
-        if self.outside_bytes < 0:
-            raise DumpError(
-                "a page cannot show a quantised base, whose bytes are not those of the graph's inputs"
-            )
+    def shown_step(self) -> ShownStep:
+        """The chosen plan as the page and :func:`graphremat.explain` show it."""
 
         def shown(point: ForecastPoint, origin: str) -> FrontierPoint:
             return FrontierPoint(
@@ -139,7 +130,7 @@ class Forecast:
             )
 
         points = tuple(shown(p, plan.origin) for p, plan in zip(self.points, self.plans, strict=True))
-        step = ShownStep(
+        return ShownStep(
             title=f"A step on {self.device.name}",
             problem=self.problem,
             plan=self.plans[self.chosen],
@@ -151,7 +142,19 @@ class Forecast:
             budget_bytes=self.budget_bytes,
             outside_bytes=self.outside_bytes,
         )
-        text = page_of(step)
+
+    def write_report(self, path: str | Path) -> None:
+        """Write the page that shows the chosen plan, as ``report.html`` of a dump does, into a file.
+
+        Raises:
+            DumpError: plotly is not installed, the file cannot be written, or the step has a quantised base, which
+                takes less than the graph's inputs do.
+        """
+        if self.outside_bytes < 0:
+            raise DumpError(
+                "a page cannot show a quantised base, whose bytes are not those of the graph's inputs"
+            )
+        text = page_of(self.shown_step())
         try:
             Path(path).write_text(text, encoding="utf-8")
         except OSError as error:

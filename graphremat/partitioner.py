@@ -301,6 +301,8 @@ def partition(
     write_dumps(dumps, problem, candidate, chosen, made)
     reporting.record(made)
     log.info("%s", made)
+    private.trace_artifact("graphremat_report", lambda: str(made))
+    private.trace_artifact("graphremat_frontier", lambda: frontier_table(frontier))
     return Partition(chosen, made, problem, plans, candidate.plan)
 
 

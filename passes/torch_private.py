@@ -98,6 +98,18 @@ def extract_forward_backward(
     return found  # type: ignore[no-any-return]
 
 
+# ---- Structured trace: what TORCH_TRACE records and tlparse shows -------------------------------------------------
+# Relied on: `trace_structured("artifact", ...)` adds a text under a name to the compilation that is running, and asks
+# for the text only where somebody records.
+
+
+def trace_artifact(name: str, text: Callable[[], str]) -> None:
+    """Add a text to torch's structured trace of this compilation."""
+    from torch._logging import trace_structured
+
+    trace_structured("artifact", lambda: {"name": name, "encoding": "string"}, payload_fn=text)
+
+
 # ---- Profiler: the allocator's events ----------------------------------------------------------------------
 # Relied on: `torch.profiler.profile.profiler.kineto_results.experimental_event_tree()`, whose nodes have `name`,
 # `start_time_ns` and `children`, and for the name "[memory]" `extra_fields` with `ptr`, `alloc_size` (signed)
