@@ -58,7 +58,15 @@ def find_blocks(problem: Problem) -> Blocks:
     return Blocks(tuple(names), tuple(found))
 
 
-def checkpoint_blocks(problem: Problem, blocks: Blocks, every: int, outside: Iterable[int]) -> Plan:
+def checkpoint_blocks(
+    problem: Problem,
+    blocks: Blocks,
+    every: int,
+    outside: Iterable[int],
+    *,
+    kept: Iterable[int] = (),
+    wrapped: int | None = None,
+) -> Plan:
     """The plan of ``torch.utils.checkpoint`` around every so many blocks.
 
     What crosses into a segment is saved. A segment is made again piece by piece as the backward needs it, which is what
@@ -69,14 +77,18 @@ def checkpoint_blocks(problem: Problem, blocks: Blocks, every: int, outside: Ite
         blocks: its blocks.
         every: how many of them are wrapped together, at least 1.
         outside: values that another plan saves; those that are made in no block are saved here, too.
+        kept: values that are saved wherever they are made, as under a selective checkpoint.
+        wrapped: how many blocks, the first of the forward, are wrapped at all; None for all of them.
 
     Raises:
         ScheduleError: something that is needed can neither be saved nor be made again.
     """
     groups = blocks.groups(every)
-    segment_of = [groups[b] if b >= 0 else -1 for b in blocks.block_of]
+    first = len(blocks) if wrapped is None else wrapped
+    segment_of = [groups[b] if 0 <= b < first else -1 for b in blocks.block_of]
     saved = set(must_save(problem))
     saved.update(v for v in outside if segment_of[problem.values[v].producer] < 0)
+    saved.update(v for v in kept if not problem.ops[problem.values[v].producer].unsavable)
     for index, op in enumerate(problem.ops):
         if op.phase is not Phase.FORWARD:
             continue

@@ -14,13 +14,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from graphremat.passes.blocks import checkpoint_blocks, find_blocks
 from graphremat.passes.bound import Bound
 from graphremat.passes.chain import Programme, instructions
 from graphremat.passes.cut import varied_cuts
 from graphremat.passes.exact import solve_exact
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.plan import Plan, check_plan
-from graphremat.passes.problem import Problem
+from graphremat.passes.problem import Phase, Problem
 from graphremat.passes.replay import Replay, replay
 from graphremat.passes.schedule import ScheduleError, schedule
 from graphremat.passes.search import RULES, Search, State, remakes_saved
@@ -46,6 +47,10 @@ NEAREST = 3
 """Plans from which the search for a budget starts."""
 BUDGETS = 32
 """Budgets between the known plans that are searched; each gets its share of the looks."""
+BLOCKS_A_SEGMENT = (1, 2, 4, 8)
+"""Blocks of the network in one checkpoint, of the plans that stand for what users do by hand."""
+WRAPPED_SHARES = (0.25, 0.5, 0.75)
+"""Of the blocks, the first ones: those whose values live longest; the others are left as they are."""
 TARGETS = 12
 """Peaks below the lowest known one that are tried."""
 
@@ -143,6 +148,7 @@ def plan_frontier(
         judge(problem, schedule(problem, cut.saved, "cut of the whole graph"))
         for cut in varied_cuts(problem, plans)
     ]
+    found += _block_plans(problem, found[0].plan.saved)
     highest = max(c.replay.peak_bytes for c in found)
     if time.monotonic() < deadline:
         found += _chain_plans(problem, highest, plans, most_recomputations, deadline)
@@ -198,6 +204,30 @@ def judge(problem: Problem, plan: Plan) -> Candidate:
     """Check and replay a plan. Raises ValueError if it breaks a rule of the problem."""
     check_plan(problem, plan)
     return Candidate(plan, replay(problem, plan))
+
+
+def _block_plans(problem: Problem, outside: Sequence[int]) -> list[Candidate]:
+    """What a user does by hand: a checkpoint around each block or several, or each of the first so many blocks, which
+    may be selective and save what attention gives, or every product. The frontier is never worse than that. Values in
+    no wrapped block are saved where they are ``outside``."""
+    blocks = find_blocks(problem)
+    if len(blocks) < 2:
+        return []
+    wanted = {problem.base[r] for op in problem.ops if op.phase is Phase.BACKWARD for r in op.reads}
+    made = [op for op in problem.ops if op.phase is not Phase.BACKWARD and op.flops]
+    products = tuple(w for op in made for w in op.writes if w in wanted)
+    attention = tuple(w for op in made if "attention" in op.target for w in op.writes if w in wanted)
+    placed = [(every, len(blocks)) for every in BLOCKS_A_SEGMENT if every < len(blocks)]
+    placed += [(1, round(share * len(blocks))) for share in WRAPPED_SHARES]
+    found = []
+    for every, wrapped in dict.fromkeys(placed):
+        for kept in dict.fromkeys(((), attention, products)):
+            try:
+                plan = checkpoint_blocks(problem, blocks, every, outside, kept=kept, wrapped=wrapped)
+                found.append(judge(problem, plan))
+            except ValueError as error:
+                log.info("checkpoints around every %d blocks are left out: %s", every, error)
+    return found
 
 
 def _chain_plans(

@@ -1,14 +1,17 @@
 """Checkpoints around blocks: against what torch makes of ``torch.utils.checkpoint``, and against counting."""
 
+from collections.abc import Iterable
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import graphremat
+from bench.networks import NETWORKS
 from graphremat.passes.blocks import Blocks, block_path, checkpoint_blocks, find_blocks
-from graphremat.passes.planner import judge
-from graphremat.passes.problem import Phase
+from graphremat.passes.planner import judge, plan_frontier
+from graphremat.passes.problem import Phase, Problem
 
 BLOCKS, WIDTH, ROWS = 4, 32, 64
 
@@ -99,3 +102,44 @@ def test_it_is_what_torch_does_with_wrapped_blocks(every: int) -> None:
     assert run.saved_bytes == wrapped.torchs.saved_bytes + 4 * ROWS * WIDTH
     assert run.recompute_seconds == pytest.approx(wrapped.torchs.recompute_seconds, rel=0.1)
     assert run.peak_bytes == pytest.approx(wrapped.torchs.peak_bytes, rel=0.05)
+
+
+def products_of(problem: Problem, indices: Iterable[int]) -> list[int]:
+    return [i for i in indices if problem.ops[i].flops > ROWS * WIDTH * WIDTH]
+
+
+def test_what_is_kept_is_not_made_again_and_blocks_that_are_not_wrapped_stay() -> None:
+    found = forecast()
+    problem, blocks = found.problem, find_blocks(found.problem)
+    assert found.torchs_plan is not None
+    outside = found.torchs_plan.saved
+    products = [w for i in products_of(problem, range(len(problem.ops))) for w in problem.ops[i].writes]
+    forward = [v for v in products if problem.ops[problem.values[v].producer].phase is not Phase.BACKWARD]
+    kept = checkpoint_blocks(problem, blocks, 1, outside, kept=forward)
+    without = checkpoint_blocks(problem, blocks, 1, outside)
+    assert set(kept.saved) - set(without.saved) <= set(forward)
+    assert len(products_of(problem, without.recomputed(problem))) == 2 * BLOCKS
+    assert not products_of(problem, kept.recomputed(problem))
+    first_two = checkpoint_blocks(problem, blocks, 1, outside, wrapped=2)
+    again = products_of(problem, first_two.recomputed(problem))
+    assert {blocks.block_of[i] for i in again} == {0, 1}
+
+
+def test_no_checkpoint_around_blocks_beats_the_frontier() -> None:
+    case = NETWORKS["llama"].build("small")
+    found = graphremat.plan(case.model, case.inputs, device="A100-40GB")
+    problem, blocks = found.problem, find_blocks(found.problem)
+    assert found.torchs_plan is not None
+    frontier = plan_frontier(problem, effort=0.0, remake_saved=False)  # without the local search
+    made = [op for op in problem.ops if op.phase is not Phase.BACKWARD and op.flops]
+    attention = [w for op in made if "attention" in op.target for w in op.writes]
+    assert attention
+    for every in (1, 2):
+        for kept in ((), attention):
+            plan = checkpoint_blocks(problem, blocks, every, found.torchs_plan.saved, kept=kept)
+            run = judge(problem, plan).replay
+            place = frontier.under(run.peak_bytes)
+            assert place is not None
+            assert (
+                frontier.candidates[place].replay.seconds <= run.seconds * 1.005
+            )  # what lies outside differs
