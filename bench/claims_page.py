@@ -317,7 +317,7 @@ def intro_lines(rows: Sequence[Row]) -> Iterator[str]:
         "(`tests/test_comparison.py`);",
         "- no claim names its sequence length, so the one is looked for at which `torch.compile` takes the GB before;",
         "- the rows were planned before plans of checkpoints around blocks competed on our frontier, which since takes "
-        "4% less time at the lowest peak of 8B at 2048 tokens, and with what attention gives saved beside each block: a "
+        "4% less time at the lowest peak of 8B at 2048 tokens, and with what attention gives saved for each block: a "
         "checkpoint that keeps nothing but what enters a block takes some 4% longer than is said here.",
     )
     yield ""
