@@ -19,6 +19,9 @@ import torch
 
 from graphremat.ledger import LEDGER
 
+collect_ignore = ["fake_cuda"]
+"""It is run as a process: its shim has to be loaded before torch is."""
+
 
 @pytest.fixture
 def fresh_compiler() -> Iterator[None]:

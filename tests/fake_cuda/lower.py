@@ -57,10 +57,12 @@ def report_of(network: str, size: str, dtype: str, options: dict[str, object]) -
     """Plan and lower the step of a network on fake tensors; nothing is compiled."""
     torch.compiler.reset()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        with torch.device("cuda:0"):
-            case = NETWORKS[network].build(size)
-        if dtype != "float32":
-            case = case.to("cuda:0", getattr(torch, dtype))
+        torch.set_default_dtype(getattr(torch, dtype))  # fake parameters cannot be moved or cast
+        try:
+            with torch.device("cuda:0"):
+                case = NETWORKS[network].build(size)
+        finally:
+            torch.set_default_dtype(torch.float32)
         call: Callable[..., object] = torch.compile(
             case.model, backend=backend, fullgraph=True, options={"on_failure": "error", **options}
         )
