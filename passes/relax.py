@@ -26,7 +26,8 @@ def relax_fusion(problem: Problem) -> Relaxation:
       that is less. Left with their bytes are results of ops that do not fuse and of pointwise ops that are an output
       (a savable one of the forward, or one made behind a tangent) or are read by kernels alone;
     * the result of a pointwise op that may be written over an operand of its size is not counted at that op;
-    * a forward op of which nothing in the forward needs a buffer need not run there; it is paid there all the same;
+    * a forward op of which nothing in the forward needs a buffer need not run there; it is paid there all the same, at
+      ``fused_seconds`` where that is less;
     * an op of the backward of which nothing needs a buffer reads nothing.
 
     The seconds of a plan of the relaxation say nothing of ``problem``: replay it there.
@@ -61,10 +62,15 @@ def relax_fusion(problem: Problem) -> Relaxation:
             virtual[index] = value
     needed = _needs_a_buffer(problem)
     zero = {problem.values[v].storage for v in virtual.values()}
+    optional = frozenset(
+        i
+        for i, op in enumerate(problem.ops)
+        if op.phase is Phase.FORWARD and op.kind is not Kind.VIEW and not needed[i]
+    )
     ops = tuple(
         replace(
             op,
-            seconds=min(op.seconds, op.fused_seconds) if i in virtual else op.seconds,
+            seconds=min(op.seconds, op.fused_seconds) if i in virtual or i in optional else op.seconds,
             reads=()
             if op.phase is Phase.BACKWARD and not needed[i] and op.kind is not Kind.VIEW
             else op.reads,
@@ -76,11 +82,7 @@ def relax_fusion(problem: Problem) -> Relaxation:
     return Relaxation(
         relaxed,
         in_place=frozenset(i for i, v in first.items() if i not in virtual and _may_overwrite(problem, i, v)),
-        optional=frozenset(
-            i
-            for i, op in enumerate(problem.ops)
-            if op.phase is Phase.FORWARD and op.kind is not Kind.VIEW and not needed[i]
-        ),
+        optional=optional,
     )
 
 

@@ -223,7 +223,12 @@ def test_what_fuses_has_no_bytes_in_the_relaxation() -> None:
     problem = b.build([y], [g])
     relaxation = relax_fusion(problem)
     assert [s.size_bytes for s in relaxation.problem.storages] == [0, 0, 1, 10, 0, 1]
-    assert [op.seconds for op in relaxation.problem.ops] == [0.5, 1.0, 1.0, 1.0]
+    assert [op.seconds for op in relaxation.problem.ops] == [
+        0.5,
+        1.0,
+        0.5,
+        1.0,
+    ]  # late has no reader in the forward
     assert relaxation.optional == {2}  # it may be left to the backward, which makes it again
     assert solve(problem, 12).seconds == 3.5
 
@@ -281,3 +286,26 @@ def test_what_a_view_needs_besides_is_made_in_the_forward_with_it() -> None:
     problem = b.build([y], [g])
     assert lowest_peak(problem, in_order=True) == 1
     agree(problem, 0.0)
+
+
+def test_what_the_forward_makes_for_nobody_there_costs_its_arithmetic_in_the_relaxation() -> None:
+    b = Builder()
+    x = b.input("x", 0)
+    y = b.op("y", [x], Kind.KERNEL, Phase.FORWARD)
+    h = b.op(
+        "h",
+        [x],
+        Kind.FUSIBLE,
+        Phase.FORWARD,
+        size_bytes=1,
+        seconds=0.5,
+        fused_seconds=0.25,
+        unsavable="example",
+    )
+    g = b.op("g", [b.tangent("t", 0), h], Kind.KERNEL, Phase.BACKWARD, seconds=1.0)
+    problem = b.build([y], [g])
+    (fastest, *_) = plan_frontier(problem).candidates
+    assert (
+        fastest.replay.seconds == 1.75
+    )  # h for nobody in the forward, and again for the kernel of the backward
+    assert solve(problem, fastest.replay.peak_bytes).bound_seconds <= 1.75
