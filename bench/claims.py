@@ -74,7 +74,7 @@ CLAIMS = (
     Claim("70b-lora", "70B, LoRA, batch 1", 95, 52, 0.30, (("adamw", ""), ("adamw", "nf4"))),
 )  # fmt: skip
 
-MAX_BATCH_DEVICES = ("RTX-4090", "A100-40GB", "H100")
+MAX_BATCH_DEVICES = ("RTX-4090", "A100-40GB")
 MAX_BATCH = {"model": "llama-3-8b", "sequence": 2048, "lora": 16, "dtype": "bf16", "optimizer": "adamw"}
 
 
