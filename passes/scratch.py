@@ -38,6 +38,8 @@ def scratch_bytes(op_name: str, args: Sequence[Any], device_type: str = "cpu") -
     82432
     """
     if op_name in _PROBED.get(device_type, ()):
+        if profiler_is_running():  # torch has one profiler, and what is not known now may be known later
+            return 0
         probed = _probed(op_name, tuple(_described(arg) for arg in args), device_type)
         if probed is not None:
             return probed
@@ -66,10 +68,8 @@ def _probed(op_name: str, described: tuple[_Described, ...], device_type: str) -
     """Bytes over its outputs that one run of the op takes, by the allocator's events.
 
     The first run sets the library up and is not looked at. None where it cannot be run: no such device is there, or it
-    has no room. Nothing is known, and 0 is given, while somebody else profiles this process: torch has one profiler.
+    has no room.
     """
-    if profiler_is_running():
-        return 0
     op = getattr(torch.ops.aten, op_name.split(".")[1]).default
     try:
         with torch.no_grad(), disable_current_modes():

@@ -350,3 +350,14 @@ def test_flash_attention_on_half_precision_keeps_sums_and_products() -> None:
     )
     assert copied == query.numel() * 2
     assert scratch_bytes("aten.mm.default", [query]) == 0
+
+
+def test_what_could_not_be_probed_under_a_profiler_is_probed_later() -> None:
+    image, weight = (
+        torch.empty(2, 3, 17, 19),
+        torch.empty(5, 3, 3, 3),
+    )  # of no other test: what was probed is kept
+    arguments = [image, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1]
+    with torch.profiler.profile():
+        assert scratch_bytes("aten.convolution.default", arguments) == 0
+    assert scratch_bytes("aten.convolution.default", arguments) > 0

@@ -9,6 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import graphremat
 from bench.networks import NETWORKS
+from graphremat.passes import planner
 from graphremat.passes.blocks import Blocks, block_path, checkpoint_blocks, find_blocks
 from graphremat.passes.planner import judge, plan_frontier
 from graphremat.passes.problem import Phase, Problem
@@ -143,3 +144,15 @@ def test_no_checkpoint_around_blocks_beats_the_frontier() -> None:
             assert (
                 frontier.candidates[place].replay.seconds <= run.seconds * 1.005
             )  # what lies outside differs
+
+
+def test_checkpoints_compete_on_the_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the programme over stages finds nothing, as it may in a large graph."""
+    problem = forecast().problem
+    monkeypatch.setattr(planner, "_chain_plans", lambda *_: [])
+    found = plan_frontier(problem, effort=0.0)
+    lowest = found.candidates[-1]
+    assert lowest.plan.origin.startswith("checkpoint every")
+    monkeypatch.setattr(planner, "_block_plans", lambda *_: [])
+    place = (without := plan_frontier(problem, effort=0.0)).under(lowest.replay.peak_bytes)
+    assert place is None or without.candidates[place].replay.seconds > lowest.replay.seconds
