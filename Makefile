@@ -19,11 +19,11 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed-$(shell printf '%s' '$(TORCH) $(EXTRAS)' | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench bench-full clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf '%-8s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf '%-10s %s\n' "$$name" "$$text"; done
 
 setup: $(STAMP)  ## make the environment and install graphremat and its tools into it
 
@@ -50,8 +50,12 @@ format: setup  ## format the code and mend what the linter can mend
 	$(VENV)/bin/ruff format .
 	$(VENV)/bin/ruff check --fix .
 
-bench: setup  ## measure whether the budgets are kept on the small networks
-	$(RUN) -m bench.keep_budget --size tiny
+bench: setup  ## who is fastest at the same peak: few contestants on two small networks, some minutes
+	$(RUN) -m bench.contest --quick
+
+bench-full: setup  ## the same of everybody on everything: a day, goes on where it was cut; and the page of it
+	$(RUN) -m bench.contest
+	$(RUN) -m bench.report
 
 clean:  ## remove the environment and what tools left behind
 	rm -rf '$(VENV)' build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

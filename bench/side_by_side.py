@@ -10,12 +10,11 @@ process, its peak is measured by the allocator, and then all steps are timed in 
 """
 
 import argparse
-import copy
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,93 +23,45 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 import graphremat
-from bench.keep_budget import sources_digest
+from bench.contest.contestants import Backend, ours, torchs
+from bench.contest.placements import every
+from bench.contest.workloads import of_network
+from bench.keep_budget import sources_digest, storage_bytes
 from bench.networks import NETWORKS, Case
-from graphremat.backend import graphremat as graphremat_backend
 from graphremat.errors import GraphrematError
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
-from graphremat.passes.torch_private import activation_memory_budget, compile_fx, many_recompilations
+from graphremat.passes.torch_private import many_recompilations
 from graphremat.units import parse_bytes
 
 MIB = 2**20
-Backend = Callable[[Any, Sequence[Any]], Callable[..., Any]]
 
 
-def held_bytes(case: Case) -> int:
-    """Bytes of parameters, buffers and inputs."""
-    tensors = [*case.model.parameters(), *case.model.buffers(), *case.inputs]
-    return sum(
-        s.nbytes() for s in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}.values()
-    )
+def our_budget(text: str) -> float | int | None:
+    """What ``--ours`` was given: bytes over what the caller holds, a fraction, or ``none``."""
+    if text == "none":
+        return None
+    return parse_bytes(text) if text[-1].isalpha() else float(text)
 
 
-def torchs(fraction: float) -> Backend:
-    """Inductor with torch's own budget. A function of its own, so that Dynamo keeps the contestants apart."""
+def contestants_of(arguments: argparse.Namespace, case: Case) -> dict[str, Callable[..., Any]]:
+    """What can be called like the model, by name; plain Inductor first. Nothing is compiled yet.
 
-    def backend(gm: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
-        with activation_memory_budget(fraction):
-            return compile_fx(gm, inputs)  # type: ignore[no-any-return]
-
-    return backend
-
-
-def ours(budget: str, held: int, options: dict[str, object]) -> Backend:
-    """Our backend at bytes over what the caller holds, at a fraction, or without a budget."""
-    value: object = (
-        None if budget == "none" else float(budget) if "." in budget else held + parse_bytes(budget)
-    )
-
-    def backend(gm: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
-        return graphremat_backend(gm, inputs, options={"memory_budget": value, **options})
-
-    return backend
-
-
-class Segment(nn.Module):
-    """Blocks whose values are computed again in the backward, by torch's own checkpoint."""
-
-    def __init__(self, blocks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(blocks)
-
-    def forward(self, x: Tensor, *rest: Tensor) -> Tensor:
-        """The blocks one behind the other; all of them get what follows ``x``."""
-
-        def run(x: Tensor) -> Tensor:
-            for block in self.blocks:
-                x = block(x, *rest)
-            return x
-
-        return checkpoint(run, x, use_reentrant=False)  # type: ignore[no-any-return]
-
-
-def checkpointed(model: nn.Module, length: int) -> nn.Module:
-    """A twin that shares the parameters, its list of ``blocks`` in checkpointed segments of this length."""
-    if not isinstance(getattr(model, "blocks", None), nn.ModuleList):
-        raise ValueError("--checkpoint needs a network with a list of blocks")
-    blocks = list(model.blocks)  # type: ignore[arg-type]
-    twin = copy.copy(model)
-    segments = [Segment(blocks[start : start + length]) for start in range(0, len(blocks), length)]
-    twin._modules = {**model._modules, "blocks": nn.ModuleList(segments)}
-    return twin
-
-
-def contestants_of(arguments: argparse.Namespace, case: Case, held: int) -> dict[str, Callable[..., Any]]:
-    """What can be called like the model, by name; plain Inductor first. Nothing is compiled yet."""
+    Raises:
+        NoPlacement: checkpoints around blocks of a network that has none.
+    """
 
     def under(backend: Backend) -> Callable[..., Any]:
         return torch.compile(case.model, backend=backend)
 
-    found = {"torch.compile": under(torchs(1.0))}
-    for length in arguments.checkpoint:
-        twin = checkpointed(case.model, length)
-        found[f"checkpoint every {length}"] = torch.compile(twin, backend=torchs(1.0))
+    found = {"torch.compile": under(torchs())}
+    for count in arguments.checkpoint:
+        twin = every(of_network(case), count)
+        found[f"checkpoint every {count}"] = torch.compile(twin, backend=torchs())
     found |= {f"activation_memory_budget={f}": under(torchs(float(f))) for f in arguments.torch}
-    found |= {f"graphremat {b}": under(ours(b, held, {})) for b in arguments.ours}
+    found |= {f"graphremat {b}": under(ours(our_budget(b))) for b in arguments.ours}
     return found
 
 
@@ -177,7 +128,7 @@ def main() -> None:
     many_recompilations()
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
     case = NETWORKS[arguments.network].build(arguments.size).to(arguments.device, dtype)
-    held = held_bytes(case)
+    held = storage_bytes([*case.model.parameters(), *case.model.buffers(), *case.inputs])
     console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(
         f"{case.describe()}\npeaks over {held / MIB:.1f} MiB of parameters and inputs", highlight=False
@@ -185,7 +136,7 @@ def main() -> None:
     steps: dict[str, Callable[[], object]] = {}
     rows: dict[str, Row] = {}
     reference: list[Tensor | None] = []
-    for name, call in contestants_of(arguments, case, held).items():
+    for name, call in contestants_of(arguments, case).items():
 
         def step(call: Callable[..., object] = call) -> None:
             case.model.zero_grad(set_to_none=True)

@@ -912,11 +912,12 @@ def forget_compiler() -> None:
 # ---- For the benchmarks: torch's own budget, and joint graphs of networks that are never run -------------------------
 
 
-def activation_memory_budget(fraction: float) -> Any:
-    """A context in which torch's partitioner works under its own budget, a fraction of the saved bytes."""
+def activation_memory_budget(fraction: float, solver: str = "dp") -> Any:
+    """A context in which torch's partitioner works under its own budget, a fraction of the saved bytes, with the
+    ``solver`` of its knapsack: ``"dp"``, ``"greedy"`` or ``"ilp"``."""
     from torch._functorch import config
 
-    return config.patch(activation_memory_budget=fraction)
+    return config.patch(activation_memory_budget=fraction, activation_memory_budget_solver=solver)
 
 
 def trace_joint_graph(

@@ -7,7 +7,7 @@ import torch
 from typer.testing import CliRunner
 
 import graphremat
-from bench.side_by_side import torchs
+from bench.contest.contestants import torchs
 from graphremat.cli import app
 from graphremat.comparison import compared
 from graphremat.errors import OptionError

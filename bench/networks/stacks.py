@@ -7,12 +7,19 @@ from torch import Tensor, nn
 Inputs = tuple[Tensor, ...]
 
 
+class LinearReLU(nn.Linear):
+    """A linear layer and its ReLU."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
 class LinearStack(nn.Module):
     """``layers`` times linear and ReLU, all of one width; the loss is the mean square of what comes out."""
 
     def __init__(self, layers: int, width: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(width, width) for _ in range(layers))
+        self.layers = nn.ModuleList(LinearReLU(width, width) for _ in range(layers))
         for layer in self.layers:
             nn.init.kaiming_normal_(
                 layer.weight, nonlinearity="relu"
@@ -20,7 +27,7 @@ class LinearStack(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for layer in self.layers:
-            x = F.relu(layer(x))
+            x = layer(x)
         return x.square().mean()
 
 

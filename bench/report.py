@@ -1,0 +1,279 @@
+"""``python -m bench.report``: the page and the figure of what ``python -m bench.contest`` measured. Measures nothing.
+
+``docs/benchmark.md`` says who won, where we lost, and what was measured of everybody; ``docs/benchmark.svg`` draws it.
+Needs the extra ``bench``.
+"""
+
+import argparse
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from bench.contest.__main__ import RESULTS
+from bench.contest.rows import FAMILIES, OURS, REFERENCE, Row, latest, read
+from bench.contest.verdict import (
+    MIB,
+    TOLERANCE,
+    Loss,
+    Point,
+    Verdict,
+    front,
+    mean_time_at_equal_peak,
+    verdicts_of,
+)
+
+PAGE = Path("docs/benchmark.md")
+FIGURE = "benchmark.svg"
+EACH = ("contestant", "peak MiB", "step", "best ms", "FLOPs again", "kernels", "first step s", "planning s")
+STYLES: Mapping[str, tuple[str, str]] = dict(
+    zip(
+        FAMILIES,
+        [
+            ("#999999", "X"),
+            ("#e69f00", "s"),
+            ("#0072b2", "*"),
+            ("#009e73", "^"),
+            ("#cc79a7", "D"),
+            ("#000000", "o"),
+        ],
+        strict=True,
+    )
+)
+"""Colour and marker of each family; the colours are those of Okabe and Ito, told apart by colour-blind readers too."""
+TORCHS_BUDGET = "activation_memory_budget"
+HEAD = (
+    "workload",
+    "their points",
+    "dominated",
+    "step at equal peak",
+    "lowest peak",
+    "of all others",
+    "of torch's budget",
+    "the same less gradients",
+    "area",
+)
+HEADROOM = 1.6
+"""The axis of times ends at this many times our slowest point, or the slowest of the others if that is less."""
+
+
+def page_of(rows: Sequence[Row]) -> str:
+    """The page, as Markdown."""
+    verdicts = verdicts_of(rows)
+    their_points = sum(len(v.others) for v in verdicts)
+    dominated = their_points - sum(len(v.losses) for v in verdicts)
+    mean = mean_time_at_equal_peak(verdicts)
+    settings = sorted({(r.machine, r.torch_version, r.threads) for r in latest(rows)})
+    where = "; ".join(
+        f"{machine}, {threads} threads, torch {version}" for machine, version, threads in settings
+    )
+    lines = [
+        "# Benchmark",
+        "",
+        _paragraph(
+            f"""At the same measured peak, who is fastest, and who can go lowest? Everybody trains the same networks:
+            eager, with checkpoints by hand, `{REFERENCE}`, both, torch's own `{TORCHS_BUDGET}`, and graphremat at no
+            budget, at its lowest peak and at the peaks that the others came to. `python -m bench.contest` measures,
+            `python -m bench.report` makes this page from `bench/results/contest.jsonl`."""
+        ),
+        "",
+        _paragraph(
+            f"""Measured on {where}. Peaks are by the allocator's events, over parameters, buffers and inputs. Steps are
+            medians of forward and backward, in turns, each as a ratio to `{REFERENCE}` in the same rounds. A point is
+            dominated if one of ours has no higher a peak and takes at most {TOLERANCE:.2f} times its step."""
+        ),
+        "",
+        _paragraph(
+            f"""**{dominated} of {their_points} points of the others are dominated by ours.** At equal peak our step
+            takes {_ratio(mean)} of the fastest of the others', in the geometric mean over workloads."""
+        ),
+        "",
+        f"![Peak against time of everybody on every workload]({FIGURE})",
+        "",
+        _paragraph(
+            f"""`step at equal peak`: geometric mean over the peaks on the others' front, our fastest at no more peak
+            over theirs; peaks that we do not reach are left out there, and are losses. `lowest peak` is in MiB, then
+            over the lowest of the others, over the lowest of `{TORCHS_BUDGET}`, and that once more with the gradients
+            taken off both. `area`: what our front dominates over what theirs does."""
+        ),
+        "",
+        *_table(HEAD, [_summary(verdict) for verdict in verdicts]),
+        "",
+        "## Where we lose",
+        "",
+        *_losses(verdicts),
+        "",
+        "## Everybody",
+        "",
+        _paragraph(
+            """Bold: ours, and theirs that ours do not dominate. `FLOPs again` are of matrix products, convolutions and
+            attention, exact; kernels are those that Inductor generated."""
+        ),
+        "",
+    ]
+    for verdict in verdicts:
+        lines += [*_details(verdict), ""]
+    return "\n".join(lines)
+
+
+def _paragraph(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    shown = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
+    return [shown[0], "| --- |" + " ---: |" * (len(head) - 1), *shown[1:]]
+
+
+def _ratio(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _summary(verdict: Verdict) -> tuple[str, ...]:
+    lowest = verdict.lowest()
+    return (
+        f"{verdict.workload}, {verdict.size}",
+        str(len(verdict.others)),
+        f"{verdict.dominated_share:.0%}",
+        _ratio(verdict.time_at_equal_peak),
+        "-" if lowest is None else f"{lowest.peak_bytes / MIB:.2f}",
+        _ratio(verdict.lowest_ratio()),
+        _ratio(verdict.lowest_ratio(TORCHS_BUDGET)),
+        _ratio(verdict.lowest_ratio(TORCHS_BUDGET, less_gradients=True)),
+        _ratio(verdict.volume_ratio),
+    )
+
+
+def _losses(verdicts: Sequence[Verdict]) -> list[str]:
+    losses = [(verdict, loss) for verdict in verdicts for loss in verdict.losses]
+    if not losses:
+        return ["Nowhere."]
+    head = ("workload", "theirs", "peak MiB", "step", "our step at no more peak", "our lowest peak MiB")
+    return _table(head, [_loss(verdict, loss) for verdict, loss in losses])
+
+
+def _loss(verdict: Verdict, loss: Loss) -> tuple[str, ...]:
+    lowest = verdict.lowest()
+    return (
+        verdict.workload,
+        loss.theirs.row.contestant,
+        f"{loss.theirs.peak_bytes / MIB:.2f}",
+        f"{loss.theirs.ratio:.3f}",
+        "not reached" if loss.ours is None else f"{loss.ours.ratio:.3f}",
+        "-" if lowest is None else f"{lowest.peak_bytes / MIB:.2f}",
+    )
+
+
+def _details(verdict: Verdict) -> list[str]:
+    lost = {loss.theirs.row.contestant for loss in verdict.losses}
+
+    def cells(point: Point) -> tuple[str, ...]:
+        row = point.row
+        name = f"**{row.contestant}**" if row.family == OURS or row.contestant in lost else row.contestant
+        return (
+            name,
+            f"{point.peak_bytes / MIB:.2f}",
+            f"{point.ratio:.3f}",
+            f"{(row.min_seconds or 0.0) * 1e3:.0f}",
+            "" if row.recomputed_flops is None else f"{row.recomputed_flops / 1e9:.2f} G",
+            "" if row.kernels is None else str(row.kernels),
+            f"{row.first_step_seconds or 0.0:.0f}",
+            "" if row.plan_seconds is None else f"{row.plan_seconds:.1f}",
+        )
+
+    ordered = sorted([*verdict.ours, *verdict.others], key=lambda p: (p.peak_bytes, p.ratio))
+    failed = [f"- {row.contestant}: {row.failure}" for row in verdict.failed]
+    return [
+        f"### {verdict.workload}, {verdict.size}",
+        "",
+        f"Gradients are {_gradients(verdict):.2f} MiB.",
+        "",
+        *_table(EACH, [cells(point) for point in ordered]),
+        *(["", "Failed:", "", *failed] if failed else []),
+    ]
+
+
+def _gradients(verdict: Verdict) -> float:
+    return max((p.row.gradient_bytes or 0 for p in verdict.ours), default=0) / MIB
+
+
+def draw(axes: Axes, verdict: Verdict) -> None:
+    """One workload: points of all families, and our front as steps."""
+    for family, (colour, marker) in STYLES.items():
+        points = [p for p in (*verdict.ours, *verdict.others) if p.row.family == family]
+        size = 9 if marker == "*" else 5
+        axes.plot(
+            [p.peak_bytes / MIB for p in points],
+            [p.ratio for p in points],
+            color=colour,
+            marker=marker,
+            markersize=size,
+            linestyle="",
+            alpha=0.85,
+        )
+    ours = front(verdict.ours)
+    axes.plot(
+        [p.peak_bytes / MIB for p in ours],
+        [p.ratio for p in ours],
+        color=STYLES[OURS][0],
+        linewidth=1.6,
+        drawstyle="steps-post",
+    )
+    slowest = max(p.ratio for p in verdict.ours)
+    top = min(max(p.ratio for p in (*verdict.ours, *verdict.others)), HEADROOM * slowest)
+    axes.set_ylim(min(0.95, *(p.ratio for p in (*verdict.ours, *verdict.others))) - 0.02, top + 0.05)
+    axes.set_xlim(left=0.0)
+    axes.set_title(f"{verdict.workload.replace('_', ' ')}, {verdict.size}", fontsize=10, loc="left")
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+
+
+def figure_of(verdicts: Sequence[Verdict]) -> Figure:
+    """All workloads in one grid, with one legend."""
+    columns = min(2, len(verdicts))
+    rows = -(-len(verdicts) // columns)
+    figure = Figure(figsize=(4.6 * columns + 0.4, 2.9 * rows + 1.0), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for place, axes in enumerate(grid.flat):
+        if place < len(verdicts):
+            draw(axes, verdicts[place])
+        else:
+            axes.set_visible(False)
+    handles = [
+        grid.flat[0].plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=family)[0]
+        for family, (colour, marker) in STYLES.items()
+    ]
+    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    figure.supxlabel("measured peak over parameters and inputs, MiB", fontsize=9)
+    figure.supylabel(f"step over that of {REFERENCE}", fontsize=9)
+    return figure
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page and its figure; 1 where there is nothing to write of."""
+    parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines (default: %(default)s)")
+    parser.add_argument("--page", type=Path, default=PAGE, help="default: %(default)s")
+    chosen = parser.parse_args(arguments)
+    rows = read(chosen.results)
+    verdicts = verdicts_of(rows)
+    console = Console()
+    if not verdicts:
+        console.print(f"{chosen.results} has no workload that ours and others were measured on")
+        return 1
+    chosen.page.parent.mkdir(parents=True, exist_ok=True)
+    chosen.page.write_text(page_of(rows))
+    with matplotlib.rc_context({"svg.hashsalt": "benchmark"}):
+        figure_of(verdicts).savefig(chosen.page.with_name(FIGURE), metadata={"Date": None})
+    console.print(f"{chosen.page} and {FIGURE} are of {len(verdicts)} workloads", highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

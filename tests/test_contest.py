@@ -1,0 +1,226 @@
+"""The contest: everybody computes eager's gradient, nothing is measured twice, and the verdict is right."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.progress import Progress
+
+from bench.contest import race
+from bench.contest.contestants import others
+from bench.contest.placements import PLACEMENTS, NoPlacement, block_costs, block_names
+from bench.contest.rows import OURS, REFERENCE, Row, append, latest, read
+from bench.contest.runner import Field, our_budgets, run
+from bench.contest.verdict import TOLERANCE, Verdict, fastest_within, front, points_of, verdicts_of, volume
+from bench.contest.workload import Workload
+from bench.contest.workloads import BLOCKS, CHAINS, build
+from bench.networks import NETWORKS
+from graphremat.measure import gradient_error, measure_peak
+
+
+def gradients(workload: Workload, call: torch.nn.Module) -> list[torch.Tensor | None]:
+    workload.model.zero_grad(set_to_none=True)
+    torch.manual_seed(3)
+    workload.loss(call(*workload.inputs)).backward()
+    found = [p.grad for p in workload.model.parameters()]
+    workload.model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_placement_keeps_the_gradient(name: str) -> None:
+    workload = build(name, "tiny")
+    assert bool(CHAINS.get(name)) != bool(BLOCKS.get(name))
+    reference = gradients(workload, workload.model)
+    placed = 0
+    for place in PLACEMENTS.values():
+        try:
+            twin = place(workload)
+        except NoPlacement:
+            continue
+        placed += 1
+        assert {id(p) for p in twin.parameters()} == {id(p) for p in workload.model.parameters()}
+        assert gradient_error(reference, gradients(workload, twin)) <= 1e-5
+    assert placed >= len(PLACEMENTS) - 1
+
+
+def test_checkpoints_lower_the_peak_and_more_of_them_lower_it_more() -> None:
+    workload = build("post_norm", "small")
+
+    def peak(call: torch.nn.Module) -> int:
+        def step() -> None:
+            workload.loss(call(*workload.inputs)).backward()
+
+        return measure_peak(step, clear=lambda: workload.model.zero_grad(set_to_none=True)).peak_bytes
+
+    plain = peak(workload.model)
+    names = (
+        "checkpoint every 1",
+        "checkpoint every 2",
+        "selective, every second matmul",
+        "selective, all matmuls",
+    )
+    peaks = [*(peak(PLACEMENTS[name](workload)) for name in names), plain]
+    assert peaks == sorted(set(peaks))
+    assert peak(PLACEMENTS["checkpoint_sequential"](workload)) < plain
+    assert peak(PLACEMENTS["bytes per second, 0.25"](workload)) < plain
+
+
+def test_what_a_block_saves_is_what_its_checkpoint_frees() -> None:
+    workload = build("two_losses", "tiny")
+    costs = block_costs(workload, rounds=1)
+    assert list(costs) == block_names(workload)
+    batch, width = workload.inputs[0].shape
+    up = (
+        2 * width
+    )  # the tanh between two layers is twice as wide as they are; LayerNorm saves two numbers a row
+    expected = 4 * batch * (width + up + 2)
+    assert {saved for saved, _ in costs.values()} == {expected}
+
+
+def row(contestant: str, peak: int, seconds: float, family: str = "eager", **more: object) -> Row:
+    return Row(
+        "net", "tiny", contestant, family, "s", peak_bytes=peak, median_seconds=seconds, reference_seconds=1.0,
+        **more,  # type: ignore[arg-type]
+    )  # fmt: skip
+
+
+def verdict(ours: list[tuple[int, float]], theirs: list[tuple[int, float]]) -> Verdict:
+    rows = [row(f"a{i}", *point) for i, point in enumerate(theirs)]
+    rows += [row(f"{OURS} {i}", *point, family=OURS) for i, point in enumerate(ours)]
+    (found,) = verdicts_of(rows)
+    return found
+
+
+def test_a_verdict_by_hand() -> None:
+    found = verdict([(10, 2.0), (20, 1.0)], [(20, 1.0), (12, 1.99), (30, 0.9), (9, 3.0), (25, 4.0)])
+    assert [(loss.theirs.peak_bytes, loss.ours and loss.ours.ratio) for loss in found.losses] == [
+        (9, None),
+        (30, 1.0),
+    ]
+    assert found.dominated_share == pytest.approx(0.6)
+    ours_over_theirs = [2.0 / 1.99, 1.0 / 1.0, 1.0 / 0.9]  # at 12, 20 and 30; nothing of ours is at 9
+    product = ours_over_theirs[0] * ours_over_theirs[1] * ours_over_theirs[2]
+    assert found.time_at_equal_peak == pytest.approx(product ** (1 / 3))
+    assert found.lowest_ratio() == pytest.approx(10 / 9)
+    assert found.volume_ratio == pytest.approx((20 * 2.0 + 10 * 1.0) / (21 * 1.0 + 18 * 1.01 + 10 * 0.99))
+
+
+def test_gradients_are_taken_off_both() -> None:
+    rows = [row("amb", 8, 1.0, gradient_bytes=4), row(OURS, 6, 1.0, OURS, gradient_bytes=4)]
+    (found,) = verdicts_of(rows)
+    assert found.lowest_ratio("eager", less_gradients=True) == 0.5
+    assert found.lowest_ratio("activation_memory_budget") is None
+
+
+POINTS = st.lists(
+    st.tuples(st.integers(1, 40), st.integers(1, 40).map(lambda n: n / 10)), min_size=1, max_size=8
+)
+
+
+@given(POINTS, POINTS)
+def test_dominated_is_dominated_by_one(
+    ours: list[tuple[int, float]], theirs: list[tuple[int, float]]
+) -> None:
+    found = verdict(ours, theirs)
+    lost = {(loss.theirs.peak_bytes, loss.theirs.ratio) for loss in found.losses}
+    for point in theirs:
+        beaten = any(o[0] <= point[0] and o[1] <= TOLERANCE * point[1] for o in ours)
+        assert beaten == (point not in lost)
+
+
+@given(POINTS)
+def test_an_area_is_the_cells_that_are_counted(points: list[tuple[int, float]]) -> None:
+    cells = sum(
+        any(peak <= x and round(10 * seconds) <= y for peak, seconds in points)
+        for x in range(1, 50)
+        for y in range(1, 50)
+    )
+    found = points_of([row(str(i), *point) for i, point in enumerate(points)])
+    assert volume(found, 50, 5.0) * 10 == pytest.approx(cells)
+    kept = front(found)
+    assert [p.peak_bytes for p in kept] == sorted({p.peak_bytes for p in kept})
+    for point in found:
+        fastest = fastest_within(kept, point.peak_bytes)
+        assert fastest is not None
+        assert fastest.ratio <= point.ratio
+
+
+def test_our_budgets_are_the_peaks_of_the_others() -> None:
+    rows = [row("a", 50, 1.0), row("b", 30, 1.5), row("c", 40, 2.0), row(OURS, 7, 1.0, OURS)]
+    assert our_budgets(rows, 4) == [None, 0.0, 30, 50]
+    assert our_budgets(rows, 6) == [None, 0.0, 30, 50, 40, 0.5]
+    assert our_budgets([], 3) == [None, 0.0, 0.5]
+    assert len(set(our_budgets([], 12))) == 12
+
+
+def test_rows_outlive_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "rows.jsonl"
+    assert read(path) == []
+    first, second = row("a", 5, 1.0), row("a", 6, 1.0)
+    append(path, first)
+    append(path, second)
+    append(path, replace(first, contestant="b", reference_seconds=None))  # not timed yet
+    assert read(path)[:2] == [first, second]
+    assert latest(read(path)) == [second]
+
+
+def test_everybody_has_a_name_of_his_own() -> None:
+    names = [contestant.name for contestant in Field().others()]
+    assert len(set(names)) == len(names) == Field().size - Field().our_budgets
+    assert names[0] == REFERENCE == others({}, budgets=(), solvers=())[0].name
+
+
+FIELD = Field(("checkpoint every 1",), (0.5,), ("dp",), 2)
+
+
+@pytest.mark.inductor
+@pytest.mark.slow
+def test_a_contest_is_measured_once(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    with Progress(disable=True) as progress:
+        rows = run(["linear_stack"], "one_block", FIELD, 2, out, progress)
+        assert len(rows) == FIELD.size
+        assert [row.failure for row in rows] == [None] * FIELD.size
+        written = out.read_text()
+        again = run(["linear_stack"], "one_block", FIELD, 2, out, progress)
+    assert again == rows
+    assert out.read_text() == written
+    by_name = {row.contestant: row for row in rows}
+    layers, width, batch = (
+        NETWORKS["linear_stack"].sizes["one_block"][k] for k in ("layers", "width", "batch")
+    )
+    product = 2 * batch * width * width
+    assert by_name["eager, checkpoint every 1"].recomputed_flops == layers * product
+    assert by_name["eager"].recomputed_flops == by_name[REFERENCE].recomputed_flops == 0
+    lowest = by_name[f"{OURS} 0"]
+    assert (lowest.recomputed_flops or 0) % product == 0
+    assert (lowest.peak_bytes or 0) <= (by_name[REFERENCE].peak_bytes or 0)
+    assert lowest.generated_bytes == lowest.peak_bytes
+    (found,) = verdicts_of(rows)
+    assert len(found.others) == FIELD.size - FIELD.our_budgets
+
+
+def test_what_takes_the_process_down_is_a_failure_of_one(tmp_path: Path) -> None:
+    out = tmp_path / "rows.jsonl"
+    with Progress(disable=True) as progress:
+        (failed,) = run(["linear_stack"], "no such size", FIELD, 1, out, progress)
+    assert failed.contestant == REFERENCE
+    assert failed.failure is not None
+    assert read(out)[-1].failure
+
+
+def test_a_contestant_that_fails_is_recorded_and_the_others_go_on() -> None:
+    workload = build("mixture_of_experts", "tiny")
+    track = race.Track(workload)
+    told: list[tuple[str, str]] = []
+    (sequential,) = (c for c in others() if c.name == "eager, checkpoint_sequential")
+    track.reference = track.prepare(others({}, budgets=(), solvers=())[1])
+    rows = track.race([sequential], 1, lambda what, row: told.append((what, row.contestant)))
+    assert told == [("start", sequential.name), ("done", sequential.name)]
+    assert "NoPlacement: mixture_of_experts has no blocks that run one behind the other" in str(
+        rows[0].failure
+    )
