@@ -121,15 +121,15 @@ def max_batch(
             lowest_peak_bytes=lowest(1),
             holders=known[1].holders,
         )
-    largest = _largest(lowest, allowed)
-    without = _largest(fastest, allowed, most=largest) if fastest(1) <= allowed else 0
+    largest = largest_within(lowest, allowed)
+    without = largest_within(fastest, allowed, most=largest) if fastest(1) <= allowed else 0
     forecasts = {batch: found.within(allowed) for batch, found in known.items() if batch <= largest}
     fitting = {batch: found for batch, found in forecasts.items() if found is not None}
     best = max(fitting, key=lambda batch: (batch / fitting[batch].step_seconds, -batch))
     return Batches(rates, allowed, largest, without, best, fitting)
 
 
-def _largest(peak: Callable[[int], int], allowed: int, most: int = MOST) -> int:
+def largest_within(peak: Callable[[int], int], allowed: int, most: int = MOST) -> int:
     """The largest batch up to ``most`` whose peak is allowed, if peaks rise with the batch; that of 1 is."""
     below, fits, over = 0, 1, most + 1
     while over - fits > 1:

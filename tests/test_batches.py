@@ -11,7 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import graphremat
-from graphremat.batches import _largest
+from graphremat.batches import largest_within
 from graphremat.cli import app
 from graphremat.errors import BudgetInfeasible, OptionError
 
@@ -41,7 +41,7 @@ def test_the_largest_is_what_counting_up_finds(base: int, steps: list[int], room
         peaks.append(peaks[-1] + step)
     allowed = peaks[1] + room
     counted = max(batch for batch in range(1, 300) if peaks[batch] <= allowed)
-    assert _largest(peaks.__getitem__, allowed, most=299) == counted
+    assert largest_within(peaks.__getitem__, allowed, most=299) == counted
 
 
 def test_a_straight_line_needs_few_plans() -> None:
@@ -51,7 +51,7 @@ def test_a_straight_line_needs_few_plans() -> None:
         asked.append(batch)
         return 5_000_000 + 12_345 * batch
 
-    assert _largest(peak, 5_000_000 + 12_345 * 1000 + 99) == 1000
+    assert largest_within(peak, 5_000_000 + 12_345 * 1000 + 99) == 1000
     assert len(set(asked)) <= 7
 
 

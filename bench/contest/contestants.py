@@ -98,7 +98,7 @@ def compiled_by_torch(name: str, family: str, place: Placement, **how: Any) -> C
 
     def prepare(workload: Workload) -> Call:
         model = place(workload)
-        return torch.compile(model, backend=torchs(flops=flops, **how))  # type: ignore[no-any-return]
+        return torch.compile(model, backend=torchs(flops=flops, **how), dynamic=False)  # type: ignore[no-any-return]
 
     return Contestant(name, family, prepare, flops)
 
@@ -114,7 +114,7 @@ def compiled_by_us(budget: float | int | None) -> Contestant:
     )
 
     def prepare(workload: Workload) -> Call:
-        return torch.compile(workload.model, backend=ours(budget))  # type: ignore[no-any-return]
+        return torch.compile(workload.model, backend=ours(budget), dynamic=False)  # type: ignore[no-any-return]
 
     return Contestant(f"{OURS} {told}", OURS, prepare)
 
