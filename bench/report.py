@@ -14,8 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from bench.contest import batches, seeds
 from bench.contest.__main__ import RESULTS
+from bench.contest.batches import BatchRow
 from bench.contest.rows import FAMILIES, OURS, REFERENCE, Row, latest, read
+from bench.contest.seeds import SeedRow
 from bench.contest.verdict import (
     MIB,
     TOLERANCE,
@@ -26,9 +29,11 @@ from bench.contest.verdict import (
     mean_time_at_equal_peak,
     verdicts_of,
 )
+from bench.networks import NETWORKS
 
 PAGE = Path("docs/benchmark.md")
 FIGURE = "benchmark.svg"
+BATCH_FIGURE = "benchmark-batches.svg"
 EACH = ("contestant", "peak MiB", "step", "best ms", "FLOPs again", "kernels", "first step s", "planning s")
 STYLES: Mapping[str, tuple[str, str]] = dict(
     zip(
@@ -61,7 +66,7 @@ HEADROOM = 1.6
 """The axis of times ends at this many times our slowest point, or the slowest of the others if that is less."""
 
 
-def page_of(rows: Sequence[Row]) -> str:
+def page_of(rows: Sequence[Row], batch_rows: Sequence[BatchRow], seed_rows: Sequence[SeedRow]) -> str:
     """The page, as Markdown."""
     verdicts = verdicts_of(rows)
     their_points = sum(len(v.others) for v in verdicts)
@@ -107,6 +112,8 @@ def page_of(rows: Sequence[Row]) -> str:
         "",
         *_losses(verdicts),
         "",
+        *_batches(batch_rows),
+        *_seeds(seed_rows),
         "## Everybody",
         "",
         _paragraph(
@@ -166,6 +173,82 @@ def _loss(verdict: Verdict, loss: Loss) -> tuple[str, ...]:
         "not reached" if loss.ours is None else f"{loss.ours.ratio:.3f}",
         "-" if lowest is None else f"{lowest.peak_bytes / MIB:.2f}",
     )
+
+
+def _batches(rows: Sequence[BatchRow]) -> list[str]:
+    if not rows:
+        return []
+    (limit,) = {row.limit_bytes for row in rows}
+    network, size = rows[0].network, rows[0].size
+    head = ("contestant", "largest batch", "batch", "peak MiB", "step ms", "examples a second")
+    cells = [
+        (
+            f"**{row.contestant}**" if row.contestant == OURS else row.contestant,
+            str(row.largest),
+            str(row.batch),
+            f"{row.peak_bytes / MIB:.2f}",
+            f"{row.median_seconds * 1e3:.0f}",
+            f"{row.examples_per_second:.1f}",
+        )
+        for row in sorted(rows, key=lambda row: (row.contestant == OURS, row.largest, row.batch))
+    ]
+    best, theirs = (
+        max(
+            (row for row in rows if (row.contestant == OURS) is ours), key=lambda row: row.examples_per_second
+        )
+        for ours in (True, False)
+    )
+    return [
+        "## The largest batch, and the most examples a second",
+        "",
+        _paragraph(
+            f"""{network}, {size}, under one limit of {limit / MIB:.0f} MiB over the parameters: everybody at the
+            largest batch whose measured peak is within it, ours also at the largest batches of the others, each under
+            the whole limit. Our best is {best.examples_per_second / theirs.examples_per_second:.2f} times the examples
+            a second of the others' best (`{theirs.contestant}`). `python -m bench.contest.batches` measures it."""
+        ),
+        "",
+        f"![Examples a second against the batch at one peak]({BATCH_FIGURE})",
+        "",
+        *_table(head, cells),
+        "",
+    ]
+
+
+def _seeds(rows: Sequence[SeedRow]) -> list[str]:
+    lines = [] if not rows else ["## What is often quoted, at full size", ""]
+    for size in dict.fromkeys(row.size for row in rows):
+        here = [row for row in rows if row.size == size]
+        fields = NETWORKS["post_norm"].sizes[size]
+        (device,) = {row.device for row in here}
+        base = min(row.step_seconds for row in here)
+
+        def percent(seconds: float | None, base: float = base) -> str:
+            return "none" if seconds is None else f"{seconds / base - 1:+.1%}"
+
+        lines += [
+            _paragraph(
+                f"""A post-norm transformer of {fields["layers"]} layers of width {fields["width"]} at a batch of
+                {fields["batch"]} x {fields["length"]}, planned with the prices of {device} by its data sheet, in
+                float32; nothing was run. `python -m bench.contest.seeds` plans it. Times are over the fastest."""
+            ),
+            "",
+            *_table(
+                ("what", "peak GB", "time", "our time at no more peak", "our peak GB in no more time"),
+                [
+                    (
+                        row.name,
+                        f"{row.peak_bytes / 1e9:.2f}",
+                        percent(row.step_seconds),
+                        percent(row.our_step_seconds),
+                        "" if row.our_peak_bytes is None else f"{row.our_peak_bytes / 1e9:.2f}",
+                    )
+                    for row in here
+                ],
+            ),
+            "",
+        ]
+    return lines
 
 
 def _details(verdict: Verdict) -> list[str]:
@@ -255,10 +338,38 @@ def figure_of(verdicts: Sequence[Verdict]) -> Figure:
     return figure
 
 
+def batch_figure_of(rows: Sequence[BatchRow]) -> Figure:
+    """Examples a second against the batch: everybody at his largest, ours at several."""
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for family, (colour, marker) in STYLES.items():
+        here = sorted((row for row in rows if row.family == family), key=lambda row: row.batch)
+        axes.plot(
+            [row.batch for row in here],
+            [row.examples_per_second for row in here],
+            color=colour,
+            marker=marker,
+            markersize=9 if marker == "*" else 6,
+            linestyle="-" if family == OURS else "",
+            label=family,
+        )
+    axes.set_xlabel("batch, at one limit of memory", fontsize=9)
+    axes.set_ylabel("examples a second", fontsize=9)
+    axes.set_xlim(left=0.0)
+    axes.set_ylim(bottom=0.0)
+    axes.legend(frameon=False, fontsize=8)
+    axes.grid(color="#e6e6e6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and its figure; 1 where there is nothing to write of."""
     parser = argparse.ArgumentParser(prog="python -m bench.report", description=__doc__)
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines (default: %(default)s)")
+    parser.add_argument("--batches", type=Path, default=batches.RESULTS, help="default: %(default)s")
+    parser.add_argument("--seeds", type=Path, default=seeds.RESULTS, help="default: %(default)s")
     parser.add_argument("--page", type=Path, default=PAGE, help="default: %(default)s")
     chosen = parser.parse_args(arguments)
     rows = read(chosen.results)
@@ -268,9 +379,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(f"{chosen.results} has no workload that ours and others were measured on")
         return 1
     chosen.page.parent.mkdir(parents=True, exist_ok=True)
-    chosen.page.write_text(page_of(rows))
+    batch_rows = batches.read(chosen.batches)
+    page = page_of(rows, batch_rows, seeds.read(chosen.seeds))
+    chosen.page.write_text(page)
     with matplotlib.rc_context({"svg.hashsalt": "benchmark"}):
         figure_of(verdicts).savefig(chosen.page.with_name(FIGURE), metadata={"Date": None})
+        if batch_rows:
+            batch_figure_of(batch_rows).savefig(chosen.page.with_name(BATCH_FIGURE), metadata={"Date": None})
     console.print(f"{chosen.page} and {FIGURE} are of {len(verdicts)} workloads", highlight=False)
     return 0
 

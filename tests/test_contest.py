@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress
 
-from bench.contest import race
+from bench import report
+from bench.contest import batches, race, seeds
 from bench.contest.contestants import others
 from bench.contest.placements import PLACEMENTS, NoPlacement, block_costs, block_names
 from bench.contest.rows import OURS, REFERENCE, Row, append, latest, read
@@ -224,3 +225,40 @@ def test_a_contestant_that_fails_is_recorded_and_the_others_go_on() -> None:
     assert "NoPlacement: mixture_of_experts has no blocks that run one behind the other" in str(
         rows[0].failure
     )
+
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmark.md"
+
+
+def test_the_page_is_what_was_measured() -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra bench)")
+    rows = read(report.RESULTS)
+    page = report.page_of(rows, batches.read(batches.RESULTS), seeds.read(seeds.RESULTS))
+    assert PAGE.read_text() == page
+
+
+def test_a_page_names_who_is_not_dominated(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra bench)")
+    results, page = tmp_path / "rows.jsonl", tmp_path / "docs" / "page.md"
+    assert report.main(["--results", str(results), "--page", str(page)]) == 1
+    for one in (
+        row("slow", 20 << 20, 3.0),
+        row("low", 5 << 20, 2.0),
+        row("broken", 1, 1.0, failure="RuntimeError: no"),
+        row(f"{OURS} 0", 10 << 20, 1.5, OURS, gradient_bytes=2 << 20),
+    ):
+        append(results, one)
+    nothing = str(tmp_path / "none.jsonl")
+    assert (
+        report.main(
+            ["--results", str(results), "--page", str(page), "--batches", nothing, "--seeds", nothing]
+        )
+        == 0
+    )
+    text = page.read_text()
+    assert "**1 of 2 points of the others are dominated by ours.**" in text
+    assert "| net | low | 5.00 | 2.000 | not reached | 10.00 |" in text
+    assert "- broken: RuntimeError: no" in text
+    assert "| slow |" in text
+    assert "| **low** |" in text
+    assert (page.parent / report.FIGURE).read_text().startswith("<?xml")
