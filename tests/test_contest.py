@@ -84,7 +84,7 @@ def test_what_a_block_saves_is_what_its_checkpoint_frees() -> None:
 
 def row(contestant: str, peak: int, seconds: float, family: str = "eager", **more: object) -> Row:
     return Row(
-        "net", "tiny", contestant, family, "s", peak_bytes=peak, median_seconds=seconds, reference_seconds=1.0,
+        "net", "tiny", contestant, family, "s", peak_bytes=peak, min_seconds=seconds, reference_seconds=1.0,
         **more,  # type: ignore[arg-type]
     )  # fmt: skip
 

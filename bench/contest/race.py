@@ -198,7 +198,7 @@ class Track:
             {one.row.contestant: one.step for one in (self.reference, *ready)}, rounds=rounds
         )
         self.clear()
-        reference_seconds = times[REFERENCE].median_seconds
+        reference_seconds = times[REFERENCE].min_seconds
         return [
             replace(
                 one.row,

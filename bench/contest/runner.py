@@ -1,9 +1,12 @@
 """Runs a contest: workloads one after the other, each in a process of its own, everything written down as it comes."""
 
 import multiprocessing
+import os
 import queue
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,7 @@ class Task:
 
 def _work(task: Task, told: Any) -> None:
     """What the process does; it tells of rows, and of its end."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     race.get_ready()
     track = race.Track(build(task.workload, task.size))
     workload = track.workload
@@ -83,6 +87,14 @@ def _work(task: Task, told: Any) -> None:
     rows = run(task.field.others())
     run([compiled_by_us(budget) for budget in our_budgets(rows, task.field.our_budgets)])
     told.put(("end", None))
+
+
+def _end_with_parent() -> None:
+    """Whoever kills the run does not mean a contestant to go on."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
 
 
 def run(
