@@ -61,7 +61,8 @@ class _Tracer(private.CustomPartitionerFn):  # type: ignore[misc]
             raise _Traced(None)
         device = self._device or prices(Options(), graph_device(gm))
         fuses = self._lowering == "inductor"
-        problem, index = build_problem(joint, device, fuses=fuses, size_hint=default_size_hint)
+        here = device.kind == graph_device(gm).type  # what a convolution allocates here says nothing of a GPU
+        problem, index = build_problem(joint, device, fuses=fuses, size_hint=default_size_hint, probes=here)
         plans: dict[float, Plan | None] = {}
         for fraction in self._torch_budgets:
             with private.activation_memory_budget(fraction):

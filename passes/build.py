@@ -56,6 +56,7 @@ def build_problem(
     fuses: bool,
     size_hint: SizeHint,
     measured: Mapping[fx.Node, float] | None = None,
+    probes: bool = True,
 ) -> tuple[Problem, Index]:
     """Describe the joint graph as a :class:`Problem`.
 
@@ -65,8 +66,10 @@ def build_problem(
         fuses: whether the lowering joins ops into kernels (Inductor does, ``aot_eager`` does not).
         size_hint: evaluates symbolic sizes.
         measured: seconds of nodes that were timed, in place of their prices.
+        probes: whether ops of libraries may be run, to see what they allocate inside; not where the graph is to run
+            on another device than the one it was traced for.
     """
-    reader = _Reader(joint, device, fuses, size_hint, measured or {})
+    reader = _Reader(joint, device, fuses, size_hint, measured or {}, probes)
     for node in joint.module.graph.nodes:
         reader.read(node)
     return reader.finish()
@@ -80,7 +83,9 @@ class _Reader:
         fuses: bool,
         size_hint: SizeHint,
         measured: Mapping[fx.Node, float],
+        probes: bool,
     ) -> None:
+        self._probes = probes
         self._joint = joint
         self._device = device
         self._fuses = fuses
@@ -146,7 +151,7 @@ class _Reader:
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
                 written_out=replays_from_seed(node),
                 relays=_relays(node),
-                scratch_bytes=_scratch_bytes(node, "cpu" if self._on_cpu else "cuda"),
+                scratch_bytes=_scratch_bytes(node, "cpu" if self._on_cpu else "cuda", self._probes),
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, ""),
             )
@@ -224,13 +229,13 @@ class _Reader:
         return list(dict.fromkeys(found))
 
 
-def _scratch_bytes(node: fx.Node, device_type: str) -> int:
+def _scratch_bytes(node: fx.Node, device_type: str, probes: bool) -> int:
     """What the op allocates for itself; 0 where its sizes are symbolic."""
     args = fx.node.map_arg(node.args, lambda operand: operand.meta.get("val"))
     sizes = [size for t in tensors_in(args) for size in (*t.shape, *t.stride())]
     if any(isinstance(size, torch.SymInt) for size in sizes):
         return 0
-    return scratch_bytes(str(node.target), args, device_type)
+    return scratch_bytes(str(node.target), args, device_type, probes=probes)
 
 
 def _relays(node: fx.Node) -> bool:

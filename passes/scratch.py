@@ -24,20 +24,21 @@ logger = logging.getLogger(__name__)
 _KEY_BLOCK = 512
 
 
-def scratch_bytes(op_name: str, args: Sequence[Any], device_type: str = "cpu") -> int:
+def scratch_bytes(op_name: str, args: Sequence[Any], device_type: str = "cpu", *, probes: bool = True) -> int:
     """What the op allocates inside, beside its outputs, when it runs on the device; 0 for an op that isn't modelled.
 
     Args:
         op_name: the overload's name, as ``"aten._scaled_dot_product_flash_attention_for_cpu.default"``.
         args: its positional arguments; only shapes, strides and dtypes are read.
         device_type: ``"cpu"`` or ``"cuda"``; nothing is known of others.
+        probes: whether the op may be run to find out.
 
     >>> query = torch.empty(4, 8, 256, 64, device="meta")
     >>> size = scratch_bytes("aten._scaled_dot_product_flash_attention_for_cpu.default", [query] * 3)
     >>> size // torch.get_num_threads()
     82432
     """
-    if op_name in _PROBED.get(device_type, ()):
+    if probes and op_name in _PROBED.get(device_type, ()):
         if profiler_is_running():  # torch has one profiler, and what is not known now may be known later
             return 0
         probed = _probed(op_name, tuple(_described(arg) for arg in args), device_type)

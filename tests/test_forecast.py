@@ -18,6 +18,7 @@ from graphremat.errors import BudgetInfeasible, DumpError, OptionError, Planning
 from graphremat.factories import load_factory
 from graphremat.forecast import DEVICE_RESERVE_BYTES, usable_bytes
 from graphremat.optimizers import OPTIMIZERS
+from graphremat.passes import scratch
 from graphremat.passes.devices import DEVICES
 from tests.pages import alive_bytes, data_of
 
@@ -226,3 +227,18 @@ def test_the_plan_is_shown_as_a_page(tmp_path: Path) -> None:
     assert data["generated_peak_bytes"] is None
     with pytest.raises(DumpError, match="cannot write the report"):
         graphremat.plan(layers(), (torch.randn(48, 64),)).write_report(tmp_path / "nowhere" / "page.html")
+
+
+def test_convolutions_are_not_run_here_to_plan_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    probed: list[str] = []
+    monkeypatch.setattr(scratch, "_probed", lambda name, *_: probed.append(name) or 1 << 20)
+
+    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)), (torch.randn(2, 3, 16, 16),)
+
+    here = graphremat.plan(make).problem
+    assert set(probed) == {"aten.convolution.default", "aten.convolution_backward.default"}
+    probed.clear()
+    there = graphremat.plan(make, device="A100-80GB").problem
+    assert probed == []
+    assert sum(op.scratch_bytes for op in there.ops) == 0 < sum(op.scratch_bytes for op in here.ops)
