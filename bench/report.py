@@ -30,8 +30,10 @@ from bench.contest.verdict import (
     verdicts_of,
 )
 from bench.networks import NETWORKS
+from graphremat.demo import insert
 
 PAGE = Path("docs/benchmark.md")
+MARKS = ("<!-- benchmark -->", "<!-- end of benchmark -->")
 FIGURE = "benchmark.svg"
 BATCH_FIGURE = "benchmark-batches.svg"
 EACH = (
@@ -79,9 +81,6 @@ HEADROOM = 1.6
 def page_of(rows: Sequence[Row], batch_rows: Sequence[BatchRow], seed_rows: Sequence[SeedRow]) -> str:
     """The page, as Markdown."""
     verdicts = verdicts_of(rows)
-    their_points = sum(len(v.others) for v in verdicts)
-    dominated = their_points - sum(len(v.losses) for v in verdicts)
-    mean = mean_time_at_equal_peak(verdicts)
     settings = sorted({(r.machine, r.torch_version, r.threads) for r in latest(rows)})
     where = "; ".join(
         f"{machine}, {threads} threads, torch {version}" for machine, version, threads in settings
@@ -102,10 +101,7 @@ def page_of(rows: Sequence[Row], batch_rows: Sequence[BatchRow], seed_rows: Sequ
             point is dominated if one of ours has no higher a peak and takes at most {TOLERANCE:.2f} times its step."""
         ),
         "",
-        _paragraph(
-            f"""**{dominated} of {their_points} points of the others are dominated by ours.** At equal peak our step
-            takes {_ratio(mean)} of the fastest of the others', in the geometric mean over workloads."""
-        ),
+        _told(verdicts),
         "",
         f"![Peak against time of everybody on every workload]({FIGURE})",
         "",
@@ -135,6 +131,21 @@ def page_of(rows: Sequence[Row], batch_rows: Sequence[BatchRow], seed_rows: Sequ
     for verdict in verdicts:
         lines += [*_details(verdict), ""]
     return "\n".join(lines)
+
+
+def summary_of(verdicts: Sequence[Verdict]) -> str:
+    """What README says: the table of workloads and one line."""
+    return "\n".join([*_table(HEAD, [_summary(verdict) for verdict in verdicts]), "", _told(verdicts), ""])
+
+
+def _told(verdicts: Sequence[Verdict]) -> str:
+    points = sum(len(v.others) for v in verdicts)
+    dominated = points - sum(len(v.losses) for v in verdicts)
+    mean = mean_time_at_equal_peak(verdicts)
+    return _paragraph(
+        f"""**{dominated} of {points} points of the others are dominated by ours.** At equal peak our step takes
+        {_ratio(mean)} of the fastest of the others', in the geometric mean over workloads."""
+    )
 
 
 def _paragraph(text: str) -> str:
@@ -382,6 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", type=Path, default=batches.RESULTS, help="default: %(default)s")
     parser.add_argument("--seeds", type=Path, default=seeds.RESULTS, help="default: %(default)s")
     parser.add_argument("--page", type=Path, default=PAGE, help="default: %(default)s")
+    parser.add_argument("--into", type=Path, help="a file with the marks of the summary")
     chosen = parser.parse_args(arguments)
     rows = read(chosen.results)
     verdicts = verdicts_of(rows)
@@ -397,6 +409,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         figure_of(verdicts).savefig(chosen.page.with_name(FIGURE), metadata={"Date": None})
         if batch_rows:
             batch_figure_of(batch_rows).savefig(chosen.page.with_name(BATCH_FIGURE), metadata={"Date": None})
+    if chosen.into is not None:
+        insert(chosen.into, summary_of(verdicts), MARKS)
     console.print(f"{chosen.page} and {FIGURE} are of {len(verdicts)} workloads", highlight=False)
     return 0
 

@@ -237,6 +237,12 @@ def test_the_page_is_what_was_measured() -> None:
     assert PAGE.read_text() == page
 
 
+def test_the_readme_says_what_was_measured() -> None:
+    readme = (PAGE.parents[1] / "README.md").read_text()
+    told = readme.split(report.MARKS[0])[1].split(report.MARKS[1])[0]
+    assert told == "\n" + report.summary_of(verdicts_of(read(report.RESULTS)))
+
+
 def test_a_page_names_who_is_not_dominated(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra bench)")
     results, page = tmp_path / "rows.jsonl", tmp_path / "docs" / "page.md"
