@@ -2,9 +2,10 @@
 
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
+from typing import Any
 
 import torch
 import torch.fx as fx
@@ -18,7 +19,7 @@ from graphremat.passes.garbage import garbage_left
 from graphremat.passes.hints import SizeHint, symbol_hints
 from graphremat.passes.kinds import op_name, problem_kind, replays_from_seed, tensors_in
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
-from graphremat.passes.scratch import scratch_bytes
+from graphremat.passes.scratch import CONVOLUTIONS, channels_last, scratch_bytes
 
 HEAVY_OPS = frozenset({"aten.exp", "aten.sigmoid"})
 """Inductor gives these a buffer on the CPU when they have several readers (``StorageBox.should_realize_on_reuse``)."""
@@ -151,7 +152,7 @@ class _Reader:
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
                 written_out=replays_from_seed(node),
                 relays=_relays(node),
-                scratch_bytes=_scratch_bytes(node, "cpu" if self._on_cpu else "cuda", self._probes),
+                scratch_bytes=self._scratch_bytes(node),
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, ""),
             )
@@ -224,18 +225,22 @@ class _Reader:
         )
         return problem, index
 
+    def _scratch_bytes(self, node: fx.Node) -> int:
+        """What the op allocates for itself; 0 where its sizes are symbolic."""
+        args: Sequence[Any] = fx.node.map_arg(node.args, lambda operand: operand.meta.get("val"))
+        sizes = [size for t in tensors_in(args) for size in (*t.shape, *t.stride())]
+        if any(isinstance(size, torch.SymInt) for size in sizes):
+            return 0
+        name, copied = str(node.target), 0
+        if name in CONVOLUTIONS and self._on_cpu and self._fuses:
+            held = [isinstance(a, fx.Node) and a.op == "placeholder" for a in node.args]
+            args, copied = channels_last(args, held)
+        device_type = "cpu" if self._on_cpu else "cuda"
+        return copied + scratch_bytes(name, args, device_type, probes=self._probes)
+
     def _tensors(self, nodes: list[object]) -> list[int]:
         found = [self._value_of[n] for n in nodes if isinstance(n, fx.Node) and n in self._value_of]
         return list(dict.fromkeys(found))
-
-
-def _scratch_bytes(node: fx.Node, device_type: str, probes: bool) -> int:
-    """What the op allocates for itself; 0 where its sizes are symbolic."""
-    args = fx.node.map_arg(node.args, lambda operand: operand.meta.get("val"))
-    sizes = [size for t in tensors_in(args) for size in (*t.shape, *t.stride())]
-    if any(isinstance(size, torch.SymInt) for size in sizes):
-        return 0
-    return scratch_bytes(str(node.target), args, device_type, probes=probes)
 
 
 def _relays(node: fx.Node) -> bool:

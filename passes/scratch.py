@@ -2,11 +2,12 @@
 
 What of torch it relies on: the buffers of the CPU flash attention (aten/src/ATen/native/cpu/FlashAttentionKernel.cpp):
 blocks of 512 keys by 32, 64 or 256 queries for each thread. Convolutions go through oneDNN, which chooses its buffers
-by shape, layout and processor; they are found by running the op once on memory of the same shapes. On a GPU that is
-done for convolutions and attention. Where no GPU is there to run them, the backward of flash attention is known by its
-formula (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp, ``mha_bwd``): sums of the query's gradient and
-one number a query, both in float32, lengths rounded up to 128. Matrix products have a workspace that stays (cuBLAS's,
-32 MiB on sm_90), so it is no part of a step. Other ops with buffers of their own (sorting) are not modelled.
+by shape, layout and processor; they are found by running the op once on memory of the shapes and layouts that
+Inductor's code has. On a GPU that is done for convolutions and attention. Where no GPU is there to run them, the
+backward of flash attention is known by its formula (aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp,
+``mha_bwd``): sums of the query's gradient and one number a query, both in float32, lengths rounded up to 128. Matrix
+products have a workspace that stays (cuBLAS's, 32 MiB on sm_90), so it is no part of a step. Other ops with buffers of
+their own (sorting) are not modelled.
 """
 
 import logging
@@ -22,6 +23,31 @@ from graphremat.passes.torch_private import disable_current_modes, profiled_memo
 logger = logging.getLogger(__name__)
 
 _KEY_BLOCK = 512
+
+
+CONVOLUTIONS = ("aten.convolution.default", "aten.convolution_backward.default")
+_MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
+
+
+def channels_last(args: Sequence[Any], held: Sequence[bool]) -> tuple[list[Any], int]:
+    """The operands of a convolution as Inductor's code for the CPU hands them over, and the bytes of the copies that it
+    makes for that.
+
+    Images and weights lie channels last there (``GraphLowering.decide_layout_opt``). What the graph computes is written
+    in that order to begin with; what the caller holds is copied before each convolution, and again in the backward.
+
+    Args:
+        args: the operands, of which only shapes, strides and dtypes are read.
+        held: of each, whether the caller holds it.
+    """
+    made, copied_bytes = list(args), 0
+    for place, arg in enumerate(args):
+        order = _MEMORY_FORMATS.get(arg.dim()) if isinstance(arg, torch.Tensor) else None
+        if order is None or arg.is_contiguous(memory_format=order):
+            continue
+        made[place] = torch.empty(arg.shape, dtype=arg.dtype, device="meta").contiguous(memory_format=order)
+        copied_bytes += arg.numel() * arg.element_size() if held[place] else 0
+    return made, copied_bytes
 
 
 def scratch_bytes(op_name: str, args: Sequence[Any], device_type: str = "cpu", *, probes: bool = True) -> int:
@@ -48,13 +74,12 @@ def scratch_bytes(op_name: str, args: Sequence[Any], device_type: str = "cpu", *
     return model(args) if model is not None else 0
 
 
-_CONVOLUTIONS = ("aten.convolution.default", "aten.convolution_backward.default")
 _ATTENTIONS = tuple(
     f"aten._scaled_dot_product_{kind}_attention{direction}.default"
     for kind in ("flash", "efficient", "cudnn")
     for direction in ("", "_backward")
 )
-_PROBED = {"cpu": _CONVOLUTIONS, "cuda": (*_CONVOLUTIONS, *_ATTENTIONS)}
+_PROBED = {"cpu": CONVOLUTIONS, "cuda": (*CONVOLUTIONS, *_ATTENTIONS)}
 _Described: TypeAlias = tuple[str, Hashable]
 
 

@@ -31,7 +31,7 @@ STEP_SEED = 7
 GROUP = 8
 """So many contestants, and the reference, take turns with each other."""
 MOST_GRADIENT_ERROR = 1e-4
-"""Relative, of the whole gradient in float32, of long sums in another order; more is another gradient: a failure."""
+"""Relative, of the whole gradient in float32, of sums in another order; more is another gradient: a failure."""
 CONTEST_SOURCES = ("bench/networks/*.py", "bench/contest/[clpw]*.py")
 OUR_SOURCES = ("graphremat/*.py", "passes/*.py")
 
@@ -73,7 +73,8 @@ class Ready:
 
 class Track:
     """One workload, and the gradients that others are held against: eager's, or torch.compile's where a step is
-    compiled and draws random numbers, which the two draw differently."""
+    compiled. The two draw other random numbers, and where a ReLU is at zero by one and not by the other, the gradient
+    of a deep network is another one (1e-4 in ``post_norm``); what is told of torch.compile is its error by eager."""
 
     def __init__(self, workload: Workload) -> None:
         self.workload = workload
@@ -121,9 +122,11 @@ class Track:
         call = contestant.prepare(self.workload)
         gradients = self._gradients(call)
         first_step_seconds = time.perf_counter() - start
-        if contestant.name == REFERENCE and self.workload.random:
+        is_reference = contestant.name == REFERENCE
+        if is_reference:
             self.compiled = gradients
-        error = gradient_error(self.eager if is_eager else self.compiled, gradients)
+        by_eager = is_eager or (is_reference and not self.workload.random)
+        error = gradient_error(self.eager if by_eager else self.compiled, gradients)
         del gradients
         flops = self._recomputed_flops(contestant, call, is_eager)
         peak = measure_peak(lambda: self.step(call), clear=self.clear)
@@ -140,7 +143,7 @@ class Track:
         )
         if contestant.family == OURS:
             row = replace(row, **_told_by_reports(graphremat.reports()[reports:]))
-        if not error <= MOST_GRADIENT_ERROR:
+        if not is_reference and not error <= MOST_GRADIENT_ERROR:
             row = replace(row, failure=f"the gradient is off by {error:.1e}")
 
         def step() -> None:
