@@ -19,6 +19,8 @@ CLOSE_ENOUGH = 0.05
 """A plan is taken without a look at faster ones if it leaves less than this share of what a budget allows above the
 lowest peak."""
 
+ANOTHER = 0.01
+"""Plans whose replayed peaks are less than this share apart are taken to become code that is wrong in the same way."""
 
 MISSES = 3
 """After so many plans that were predicted to fit and did not, predictions are no guide: the rest is halved instead."""
@@ -113,7 +115,7 @@ def choose(
             right.
         budget: bytes as int; None for the fastest plan; a float in [0, 1] between the peaks of the lowest plan and of
             the fastest, which are not looked at for that: only the plan at that fraction of the replays is, and the
-            range is corrected by what it takes.
+            range is corrected by what it takes. At 0.0 a few more are looked at if the lowest takes more than replayed.
         fixed_bytes: bytes of inputs, which are the same in replay and truth.
         most: how often ``truth`` may be asked.
     """
@@ -121,7 +123,7 @@ def choose(
     if budget is None:
         return Choice(0, None, True, truths.known, fastest_bytes=truths(0))
     if isinstance(budget, float):
-        return _at_fraction(truths, budget)
+        return _at_fraction(truths, budget, most)
     place = _search(truths, budget, most)
     if place is not None:
         return Choice(place, budget, True, truths.known)
@@ -129,16 +131,32 @@ def choose(
     return Choice(place, budget, False, truths.known, lowest_bytes=truths.known[place])
 
 
-def _at_fraction(truths: _Truths, fraction: float) -> Choice:
+def _at_fraction(truths: _Truths, fraction: float, most: int) -> Choice:
     """The plan at a fraction of the range of replays, and that fraction of the range of true peaks as it then looks."""
     replayed, last = truths.replayed, len(truths.replayed) - 1
     limit = replayed[last] + round(fraction * (replayed[0] - replayed[last]))
     place = next(p for p, size in enumerate(replayed) if size <= limit)
+    if fraction == 0.0:
+        place = _lowest(truths, min(most, MISSES))
     true = truths(place)
-    low, high = (round(truths.predicted(p)) for p in (last, 0))
+    low, high = (round(truths.predicted(p)) for p in (place if fraction == 0.0 else last, 0))
     return Choice(
         place, max(true, low + round(fraction * (high - low))), True, truths.known, min(low, high), high
     )
+
+
+def _lowest(truths: _Truths, most: int) -> int:
+    """The place of the lowest true peak among a few: the last, and where its code takes more than the replay says,
+    those before it whose replays are lower than that, if they are not nearly the same plan."""
+    best = len(truths.replayed) - 1
+    truths(best)
+    for place in reversed(range(best)):
+        if len(truths.known) >= most or truths.replayed[place] >= truths.known[best]:
+            break
+        tried = max(truths.replayed[p] for p in truths.known)
+        if truths.replayed[place] > (1 + ANOTHER) * tried and truths(place) < truths.known[best]:
+            best = place
+    return best
 
 
 def _search(truths: _Truths, limit: int, most: int) -> int | None:

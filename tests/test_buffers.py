@@ -14,6 +14,7 @@ from bench.networks import NETWORKS
 from bench.uncompiled import planned
 from graphremat.passes.buffers import REALIZE, keep_buffers
 from graphremat.passes.problem import Problem
+from graphremat.passes.scratch import channels_last
 from graphremat.units import parse_bytes
 
 
@@ -125,3 +126,22 @@ def test_the_bench_shows_the_peaks_with_and_without_the_fence(capsys: pytest.Cap
     planned_peak, fenced, free = (parse_bytes(cell.strip()) for cell in re.split("[│|]", row)[2:5])
     assert planned_peak == pytest.approx(fenced, rel=0.05)  # with this machine's prices, whatever the plan
     assert free > 0
+
+
+@pytest.mark.parametrize("budget", [None, 0.5])
+@pytest.mark.parametrize("name", ["resnet", "unet"])
+def test_a_plan_of_convolutions_takes_what_its_code_takes(name: str, budget: float | None) -> None:
+    case = NETWORKS[name].build("tiny")
+    report = planned(case.model, case.inputs, memory_budget=budget)
+    assert report.planned_peak_bytes == pytest.approx(report.generated_peak_bytes, rel=0.05)
+
+
+def test_what_the_caller_holds_is_copied_for_a_convolution() -> None:
+    image, weight = torch.empty(2, 4, 8, 8, device="meta"), torch.empty(6, 4, 3, 3, device="meta")
+    pointwise = torch.empty(6, 4, 1, 1, device="meta")  # in any order the same bytes
+    made, copied_bytes = channels_last([image, weight, None, [1, 1]], [False, True, False, False])
+    assert [t.stride() for t in made[:2]] == [(256, 1, 32, 4), (36, 1, 12, 4)]
+    assert made[2:] == [None, [1, 1]]
+    assert copied_bytes == weight.nbytes
+    assert channels_last([image, weight], [True, True])[1] == image.nbytes + weight.nbytes
+    assert channels_last([made[0], pointwise], [True, True]) == ([made[0], pointwise], 0)

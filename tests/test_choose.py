@@ -100,6 +100,19 @@ def test_where_replays_mislead_the_plan_is_found_by_halving() -> None:
     assert len(asked) <= 8
 
 
+def test_the_lowest_code_may_be_that_of_another_plan() -> None:
+    true = [*REPLAYED[:6], 460, 520]
+    choice, asked = pick(true, 0.0)
+    assert (choice.place, choice.budget_bytes, choice.lowest_bytes) == (6, 460, 460)
+    assert asked == [7, 6]
+
+
+def test_plans_that_are_nearly_the_lowest_are_not_looked_at() -> None:
+    replayed, true = [1000, 600, 303, 300], [1000, 610, 650, 640]
+    choice = choose(replayed, true.__getitem__, 0.0)
+    assert (choice.place, choice.true_bytes) == (1, {3: 640, 1: 610})
+
+
 @given(
     st.lists(st.floats(0.7, 1.3), min_size=8, max_size=8),
     st.one_of(st.integers(200, 1300), st.floats(0, 1)),
