@@ -31,7 +31,8 @@ STEP_SEED = 7
 GROUP = 8
 """So many contestants, and the reference, take turns with each other."""
 MOST_GRADIENT_ERROR = 1e-4
-"""Relative, of the whole gradient in float32, of sums in another order; more is another gradient: a failure."""
+"""Relative, of the whole gradient in float32, of sums in another order; more is another gradient: a failure. Where
+torch.compile itself is further from eager, as with batch norms at their first step, that and as much again is allowed."""
 CONTEST_SOURCES = ("bench/networks/*.py", "bench/contest/[clpw]*.py")
 OUR_SOURCES = ("graphremat/*.py", "passes/*.py")
 
@@ -88,6 +89,7 @@ class Track:
         self.gradient_bytes = storage_bytes([g for g in self.eager if g is not None])
         self.compiled: list[Tensor | None] = self.eager
         self.reference: Ready | None = None
+        self.allowed_error = MOST_GRADIENT_ERROR
 
     def _gradients(self, call: Callable[..., Any]) -> list[Tensor | None]:
         """Of one step that starts from the buffers at the start."""
@@ -128,6 +130,8 @@ class Track:
         by_eager = is_eager or (is_reference and not self.workload.random)
         error = gradient_error(self.eager if by_eager else self.compiled, gradients)
         del gradients
+        if is_reference:
+            self.allowed_error = max(MOST_GRADIENT_ERROR, 2 * error)
         flops = self._recomputed_flops(contestant, call, is_eager)
         peak = measure_peak(lambda: self.step(call), clear=self.clear)
         self.clear()
@@ -143,7 +147,7 @@ class Track:
         )
         if contestant.family == OURS:
             row = replace(row, **_told_by_reports(graphremat.reports()[reports:]))
-        if not is_reference and not error <= MOST_GRADIENT_ERROR:
+        if not error <= self.allowed_error:
             row = replace(row, failure=f"the gradient is off by {error:.1e}")
 
         def step() -> None:
