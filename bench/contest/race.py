@@ -32,7 +32,7 @@ GROUP = 8
 """So many contestants, and the reference, take turns with each other."""
 MOST_GRADIENT_ERROR = 1e-4
 """Relative, of the whole gradient in float32, of sums in another order; more is another gradient: a failure. Where
-torch.compile itself is further from eager, as with batch norms at their first step, that and as much again is allowed."""
+torch.compile itself is further from eager, as with batch norms at their first step, twice that is allowed."""
 CONTEST_SOURCES = ("bench/networks/*.py", "bench/contest/[clpw]*.py")
 OUR_SOURCES = ("graphremat/*.py", "passes/*.py")
 
