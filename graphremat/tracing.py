@@ -62,7 +62,9 @@ class _Tracer(private.CustomPartitionerFn):  # type: ignore[misc]
         device = self._device or prices(Options(), graph_device(gm))
         fuses = self._lowering == "inductor"
         here = device.kind == graph_device(gm).type  # what a convolution allocates here says nothing of a GPU
-        problem, index = build_problem(joint, device, fuses=fuses, size_hint=default_size_hint, probes=here)
+        problem, index = build_problem(
+            joint, device, fuses=fuses, size_hint=default_size_hint, runs_here=here
+        )
         plans: dict[float, Plan | None] = {}
         for fraction in self._torch_budgets:
             with private.activation_memory_budget(fraction):

@@ -57,7 +57,7 @@ def build_problem(
     fuses: bool,
     size_hint: SizeHint,
     measured: Mapping[fx.Node, float] | None = None,
-    probes: bool = True,
+    runs_here: bool = True,
 ) -> tuple[Problem, Index]:
     """Describe the joint graph as a :class:`Problem`.
 
@@ -67,10 +67,10 @@ def build_problem(
         fuses: whether the lowering joins ops into kernels (Inductor does, ``aot_eager`` does not).
         size_hint: evaluates symbolic sizes.
         measured: seconds of nodes that were timed, in place of their prices.
-        probes: whether ops of libraries may be run, to see what they allocate inside; not where the graph is to run
-            on another device than the one it was traced for.
+        runs_here: whether the graph is to run on the device that it was traced for. Ops of libraries are then run to
+            see what they allocate inside.
     """
-    reader = _Reader(joint, device, fuses, size_hint, measured or {}, probes)
+    reader = _Reader(joint, device, fuses, size_hint, measured or {}, runs_here)
     for node in joint.module.graph.nodes:
         reader.read(node)
     return reader.finish()
@@ -84,9 +84,9 @@ class _Reader:
         fuses: bool,
         size_hint: SizeHint,
         measured: Mapping[fx.Node, float],
-        probes: bool,
+        runs_here: bool,
     ) -> None:
-        self._probes = probes
+        self._runs_here = runs_here
         self._joint = joint
         self._device = device
         self._fuses = fuses
@@ -232,11 +232,11 @@ class _Reader:
         if any(isinstance(size, torch.SymInt) for size in sizes):
             return 0
         name, copied = str(node.target), 0
-        if name in CONVOLUTIONS and self._on_cpu and self._fuses:
+        if name in CONVOLUTIONS and self._on_cpu and self._fuses and self._runs_here:
             held = [isinstance(a, fx.Node) and a.op == "placeholder" for a in node.args]
             args, copied = channels_last(args, held)
         device_type = "cpu" if self._on_cpu else "cuda"
-        return copied + scratch_bytes(name, args, device_type, probes=self._probes)
+        return copied + scratch_bytes(name, args, device_type, probes=self._runs_here)
 
     def _tensors(self, nodes: list[object]) -> list[int]:
         found = [self._value_of[n] for n in nodes if isinstance(n, fx.Node) and n in self._value_of]

@@ -128,11 +128,11 @@ def test_the_bench_shows_the_peaks_with_and_without_the_fence(capsys: pytest.Cap
     assert free > 0
 
 
-@pytest.mark.parametrize("budget", [None, 0.5])
-@pytest.mark.parametrize("name", ["resnet", "unet"])
+@pytest.mark.parametrize(("name", "budget"), [("resnet", None), ("resnet", 0.5), ("unet", None)])
 def test_a_plan_of_convolutions_takes_what_its_code_takes(name: str, budget: float | None) -> None:
+    """As long as no convolution itself runs again: what reads it then lies in two orders."""
     case = NETWORKS[name].build("tiny")
-    report = planned(case.model, case.inputs, memory_budget=budget)
+    report = planned(case.model, case.inputs, memory_budget=budget, device_costs="A100-40GB")
     assert report.planned_peak_bytes == pytest.approx(report.generated_peak_bytes, rel=0.05)
 
 
