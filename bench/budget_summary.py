@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from bench import markdown
 from bench.budget_rows import LABELS, TORCH, Measurement, problems_across, problems_of, read_results
 from graphremat.demo import insert
 
@@ -70,9 +71,7 @@ def line(network: str, rows: Sequence[Measurement]) -> tuple[str, ...]:
 
 def table_of(networks: Mapping[str, Sequence[Measurement]]) -> list[str]:
     """The table, as lines of Markdown."""
-    rows = [HEAD, *(line(network, rows) for network, rows in networks.items())]
-    shown = ["| " + " | ".join(cells) + " |" for cells in rows]
-    return [shown[0], "| --- |" + " ---: |" * (len(HEAD) - 1), *shown[1:]]
+    return markdown.table_of(HEAD, [line(network, rows) for network, rows in networks.items()])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from bench.budget_rows import Measurement, append_result, read_results
+from bench.markdown import table_of
 from bench.networks import NETWORKS
 from graphremat.demo import insert
 
@@ -103,7 +104,7 @@ def decoder_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 f"{row['first_step_seconds']:.1f}",
             )
         )
-    return _markdown(lines)
+    return table_of(lines[0], lines[1:])
 
 
 def budgets_table(rows: Sequence[Measurement]) -> list[str]:
@@ -119,7 +120,7 @@ def budgets_table(rows: Sequence[Measurement]) -> list[str]:
         of_plan = (row.budget_bytes, row.planned_peak_bytes, row.predicted_peak_bytes)
         peaks = map(shown, (*of_plan, row.measured_peak_bytes))
         lines.append((row.network, row.label, *peaks, f"{row.gradient_error:.1e}"))
-    return _markdown(lines)
+    return table_of(lines[0], lines[1:])
 
 
 def lowered_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -149,12 +150,7 @@ def lowered_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 *(f"{row[what]:,}" for what in ("kernels", "binaries", "most_registers", "spill_bytes")),
             )
         )
-    return _markdown(lines)
-
-
-def _markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    shown = ["| " + " | ".join(cells) + " |" for cells in rows]
-    return [shown[0], "| --- |" + " ---: |" * (len(rows[0]) - 1), *shown[1:]]
+    return table_of(lines[0], lines[1:])
 
 
 def write_page(page: Path, folder: Path) -> None:

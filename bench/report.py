@@ -6,18 +6,17 @@ Needs the extra ``bench``.
 
 import argparse
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from bench.contest import batches, seeds
 from bench.contest.__main__ import RESULTS
 from bench.contest.batches import BatchRow
-from bench.contest.rows import FAMILIES, OURS, REFERENCE, Row, latest, read
+from bench.contest.figures import batch_figure_of, figure_of
+from bench.contest.rows import OURS, REFERENCE, Row, latest, read
 from bench.contest.seeds import SeedRow
 from bench.contest.verdict import (
     MIB,
@@ -25,10 +24,10 @@ from bench.contest.verdict import (
     Loss,
     Point,
     Verdict,
-    front,
     mean_time_at_equal_peak,
     verdicts_of,
 )
+from bench.markdown import table_of
 from bench.networks import NETWORKS
 from graphremat.demo import insert
 
@@ -47,21 +46,6 @@ EACH = (
     "first step s",
     "planning s",
 )
-STYLES: Mapping[str, tuple[str, str]] = dict(
-    zip(
-        FAMILIES,
-        [
-            ("#999999", "X"),
-            ("#e69f00", "s"),
-            ("#0072b2", "*"),
-            ("#009e73", "^"),
-            ("#cc79a7", "D"),
-            ("#000000", "o"),
-        ],
-        strict=True,
-    )
-)
-"""Colour and marker of each family; the colours are those of Okabe and Ito, told apart by colour-blind readers too."""
 TORCHS_BUDGET = "activation_memory_budget"
 HEAD = (
     "workload",
@@ -74,8 +58,6 @@ HEAD = (
     "the same less gradients",
     "area",
 )
-HEADROOM = 1.6
-"""The axis of times ends at this many times our slowest point, or the slowest of the others if that is less."""
 
 
 def page_of(rows: Sequence[Row], batch_rows: Sequence[BatchRow], seed_rows: Sequence[SeedRow]) -> str:
@@ -112,7 +94,7 @@ def page_of(rows: Sequence[Row], batch_rows: Sequence[BatchRow], seed_rows: Sequ
             taken off both. `area`: what our front dominates over what theirs does."""
         ),
         "",
-        *_table(HEAD, [_summary(verdict) for verdict in verdicts]),
+        *table_of(HEAD, [_summary(verdict) for verdict in verdicts]),
         "",
         "## Where we lose",
         "",
@@ -135,7 +117,7 @@ def page_of(rows: Sequence[Row], batch_rows: Sequence[BatchRow], seed_rows: Sequ
 
 def summary_of(verdicts: Sequence[Verdict]) -> str:
     """What README says: the table of workloads and one line."""
-    return "\n".join([*_table(HEAD, [_summary(verdict) for verdict in verdicts]), "", _told(verdicts), ""])
+    return "\n".join([*table_of(HEAD, [_summary(verdict) for verdict in verdicts]), "", _told(verdicts), ""])
 
 
 def _told(verdicts: Sequence[Verdict]) -> str:
@@ -150,11 +132,6 @@ def _told(verdicts: Sequence[Verdict]) -> str:
 
 def _paragraph(text: str) -> str:
     return textwrap.fill(" ".join(text.split()), 120, break_long_words=False, break_on_hyphens=False)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    shown = ["| " + " | ".join(cells) + " |" for cells in (head, *rows)]
-    return [shown[0], "| --- |" + " ---: |" * (len(head) - 1), *shown[1:]]
 
 
 def _ratio(value: float | None) -> str:
@@ -181,7 +158,7 @@ def _losses(verdicts: Sequence[Verdict]) -> list[str]:
     if not losses:
         return ["Nowhere."]
     head = ("workload", "theirs", "peak MiB", "step", "our step at no more peak", "our lowest peak MiB")
-    return _table(head, [_loss(verdict, loss) for verdict, loss in losses])
+    return table_of(head, [_loss(verdict, loss) for verdict, loss in losses])
 
 
 def _loss(verdict: Verdict, loss: Loss) -> tuple[str, ...]:
@@ -231,7 +208,7 @@ def _batches(rows: Sequence[BatchRow]) -> list[str]:
         "",
         f"![Examples a second against the batch at one peak]({BATCH_FIGURE})",
         "",
-        *_table(head, cells),
+        *table_of(head, cells),
         "",
     ]
 
@@ -254,7 +231,7 @@ def _seeds(rows: Sequence[SeedRow]) -> list[str]:
                 float32; nothing was run. `python -m bench.contest.seeds` plans it. Times are over the fastest."""
             ),
             "",
-            *_table(
+            *table_of(
                 ("what", "peak GB", "time", "our time at no more peak", "our peak GB in no more time"),
                 [
                     (
@@ -297,93 +274,13 @@ def _details(verdict: Verdict) -> list[str]:
         "",
         f"Gradients are {_gradients(verdict):.2f} MiB.",
         "",
-        *_table(EACH, [cells(point) for point in ordered]),
+        *table_of(EACH, [cells(point) for point in ordered]),
         *(["", "Failed:", "", *failed] if failed else []),
     ]
 
 
 def _gradients(verdict: Verdict) -> float:
     return max((p.row.gradient_bytes or 0 for p in verdict.ours), default=0) / MIB
-
-
-def draw(axes: Axes, verdict: Verdict) -> None:
-    """One workload: points of all families, and our front as steps."""
-    for family, (colour, marker) in STYLES.items():
-        points = [p for p in (*verdict.ours, *verdict.others) if p.row.family == family]
-        size = 9 if marker == "*" else 5
-        axes.plot(
-            [p.peak_bytes / MIB for p in points],
-            [p.ratio for p in points],
-            color=colour,
-            marker=marker,
-            markersize=size,
-            linestyle="",
-            alpha=0.85,
-        )
-    ours = front(verdict.ours)
-    axes.plot(
-        [p.peak_bytes / MIB for p in ours],
-        [p.ratio for p in ours],
-        color=STYLES[OURS][0],
-        linewidth=1.6,
-        drawstyle="steps-post",
-    )
-    slowest = max(p.ratio for p in verdict.ours)
-    top = min(max(p.ratio for p in (*verdict.ours, *verdict.others)), HEADROOM * slowest)
-    axes.set_ylim(min(0.95, *(p.ratio for p in (*verdict.ours, *verdict.others))) - 0.02, top + 0.05)
-    axes.set_xlim(left=0.0)
-    axes.set_title(f"{verdict.workload.replace('_', ' ')}, {verdict.size}", fontsize=10, loc="left")
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-
-
-def figure_of(verdicts: Sequence[Verdict]) -> Figure:
-    """All workloads in one grid, with one legend."""
-    columns = min(2, len(verdicts))
-    rows = -(-len(verdicts) // columns)
-    figure = Figure(figsize=(4.6 * columns + 0.4, 2.9 * rows + 1.0), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        if place < len(verdicts):
-            draw(axes, verdicts[place])
-        else:
-            axes.set_visible(False)
-    handles = [
-        grid.flat[0].plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=family)[0]
-        for family, (colour, marker) in STYLES.items()
-    ]
-    figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    figure.supxlabel("measured peak over parameters and inputs, MiB", fontsize=9)
-    figure.supylabel(f"step over that of {REFERENCE}", fontsize=9)
-    return figure
-
-
-def batch_figure_of(rows: Sequence[BatchRow]) -> Figure:
-    """Examples a second against the batch: everybody at his largest, ours at several."""
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
-    axes = figure.subplots()
-    for family, (colour, marker) in STYLES.items():
-        here = sorted((row for row in rows if row.family == family), key=lambda row: row.batch)
-        axes.plot(
-            [row.batch for row in here],
-            [row.examples_per_second for row in here],
-            color=colour,
-            marker=marker,
-            markersize=9 if marker == "*" else 6,
-            linestyle="-" if family == OURS else "",
-            label=family,
-        )
-    axes.set_xlabel("batch, at one limit of memory", fontsize=9)
-    axes.set_ylabel("examples a second", fontsize=9)
-    axes.set_xlim(left=0.0)
-    axes.set_ylim(bottom=0.0)
-    axes.legend(frameon=False, fontsize=8)
-    axes.grid(color="#e6e6e6", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    return figure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -136,10 +136,11 @@ def _at_fraction(truths: _Truths, fraction: float, most: int) -> Choice:
     replayed, last = truths.replayed, len(truths.replayed) - 1
     limit = replayed[last] + round(fraction * (replayed[0] - replayed[last]))
     place = next(p for p, size in enumerate(replayed) if size <= limit)
+    lowest = last
     if fraction == 0.0:
-        place = _lowest(truths, min(most, MISSES))
+        place = lowest = _lowest(truths, min(most, MISSES))
     true = truths(place)
-    low, high = (round(truths.predicted(p)) for p in (place if fraction == 0.0 else last, 0))
+    low, high = (round(truths.predicted(p)) for p in (lowest, 0))
     return Choice(
         place, max(true, low + round(fraction * (high - low))), True, truths.known, min(low, high), high
     )

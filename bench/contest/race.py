@@ -222,20 +222,20 @@ class Track:
 def _counting() -> FlopCounterMode:
     """torch's counter, told of attention on the CPU, which it does not know."""
 
-    def attention(query: Any, key: Any, value: Any, dropout: float = 0.0, is_causal: bool = False, *_: Any,
-                  backward: bool = False, **__: Any) -> int:  # fmt: skip
-        return attention_flops(query, key, value, causal=is_causal, backward=backward)
+    def forward(query: Any, key: Any, value: Any, dropout: float = 0.0, is_causal: bool = False, *_: Any,
+                **__: Any) -> int:  # fmt: skip
+        return attention_flops(query, key, value, causal=is_causal, backward=False)
 
-    def behind(grad: Any, query: Any, key: Any, value: Any, out: Any, lse: Any, dropout: float, is_causal: bool,
+    def backward(grad: Any, query: Any, key: Any, value: Any, out: Any, lse: Any, dropout: float, is_causal: bool,
                *_: Any, **__: Any) -> int:  # fmt: skip
         return attention_flops(query, key, value, causal=is_causal, backward=True)
 
-    packet = torch.ops.aten
+    aten = torch.ops.aten
     return FlopCounterMode(
         display=False,
         custom_mapping={
-            packet._scaled_dot_product_flash_attention_for_cpu: attention,
-            packet._scaled_dot_product_flash_attention_for_cpu_backward: behind,
+            aten._scaled_dot_product_flash_attention_for_cpu: forward,
+            aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
         },
     )
 

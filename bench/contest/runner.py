@@ -13,7 +13,15 @@ from typing import Any
 from rich.progress import Progress
 
 from bench.contest import race
-from bench.contest.contestants import REFERENCE_CONTESTANT, Contestant, compiled_by_us, of_the_library, others
+from bench.contest.contestants import (
+    REFERENCE_CONTESTANT,
+    SOLVERS,
+    TORCH_BUDGETS,
+    Contestant,
+    compiled_by_us,
+    of_the_library,
+    others,
+)
 from bench.contest.placements import PLACEMENTS
 from bench.contest.rows import OURS, Row, append, read
 from bench.contest.verdict import front, points_of
@@ -29,8 +37,8 @@ class Field:
     """Who takes part, by names and numbers; contestants are made in the process that runs them."""
 
     placements: tuple[str, ...] = (*PLACEMENTS, LIBRARYS)
-    torch_budgets: tuple[float, ...] = (0.95, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
-    solvers: tuple[str, ...] = ("dp", "ilp")
+    torch_budgets: tuple[float, ...] = TORCH_BUDGETS
+    solvers: tuple[str, ...] = SOLVERS
     our_budgets: int = 12
 
     def others(self) -> list[Contestant]:
@@ -142,10 +150,10 @@ def _watch(task: Task, out: Path, progress: Progress, bar: Any, before: int) -> 
                 if process.exitcode == -9
                 else f"exit code {process.exitcode}"
             )
-            started = current is not None
-            failed = current or race.new_row(REFERENCE_CONTESTANT(), task.workload, task.size)
-            append(out, replace(failed, failure=f"its process ended: {how}"))
-            return [*rows, replace(failed, failure=how)], not started
+            row = current or race.new_row(REFERENCE_CONTESTANT(), task.workload, task.size)
+            failed = replace(row, failure=f"its process ended: {how}")
+            append(out, failed)
+            return [*rows, failed], current is None
         if what == "end":
             process.join()
             return rows, True
