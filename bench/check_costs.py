@@ -2,9 +2,10 @@
 
     python bench/check_costs.py               # every distinct op of a few joint graphs, run alone
     python bench/check_costs.py --pointwise   # cost of one element of each pointwise operator in generated code
+    python bench/check_costs.py --fused       # what is left of that in a kernel that reads and writes
 
-The first sets the constants of `graphremat.passes.costs` for library kernels, the second the table CPU_ELEMENT_OPS. Run
-them on a quiet machine.
+The first sets the constants of `graphremat.passes.costs` for library kernels, the second the table CPU_ELEMENT_OPS, the
+third FUSED_SHARE. Run them on a quiet machine.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,7 @@ from scipy.stats import spearmanr
 from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from graphremat.passes.costs import OpCost, op_cost
+from graphremat.passes.costs import CPU_ELEMENT_OPS, OpCost, op_cost
 from graphremat.passes.devices import Device
 from graphremat.passes.kinds import NodeKind, classify_kind, op_name, tensors_in
 from graphremat.passes.measure_device import device_of
@@ -227,6 +229,45 @@ def check_pointwise(simple_seconds: float, *, chain: int = 9, elements: int = 2*
         print(f"{name:24} {slope * 1e9:8.3f} ns {slope / simple_seconds:8.1f} simple operations", flush=True)
 
 
+def check_fused(device: Device, *, rounds: int = 60) -> None:
+    """Print what an operator adds to the product of two tensors, as a share of its arithmetic as priced."""
+    for elements in (2**18, 2**20, 2**22):
+        inputs = torch.rand(elements), torch.rand(elements)
+        torch.compiler.reset()
+        compiled = {
+            name: partial(_times_another(operator), *inputs) for name, operator in {"": None, **FUSED}.items()
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in compiled}
+        for _ in range(rounds):  # in turns
+            for name, run in compiled.items():
+                seconds[name] += _timings(run, 1)
+        plain = min(seconds.pop("")[1:])
+        print(f"{elements} elements, x * y: {plain * 1e6:.0f} us")
+        for name, found in seconds.items():
+            priced = CPU_ELEMENT_OPS[name] * elements / device.simple_ops_per_second
+            print(f"{name:24} {(min(found[1:]) - plain) / priced:8.2f} of {priced * 1e6:.0f} us", flush=True)
+
+
+FUSED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "exp": torch.exp,
+    "sigmoid": torch.sigmoid,
+    "silu": F.silu,
+    "tanh": torch.tanh,
+    "erf": torch.erf,
+    "gelu": F.gelu,
+    "log": lambda x: torch.log(x + 1),
+    "cos": torch.cos,
+}
+
+
+def _times_another(
+    operator: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    if operator is None:
+        return torch.compile(lambda x, y: x * y, dynamic=False)
+    return torch.compile(lambda x, y: operator(x) * y, dynamic=False)
+
+
 WHOLE: dict[str, tuple[Callable[..., torch.Tensor], tuple[int, ...]]] = {
     "sum over rows": (lambda x: x.sum(-1), (512, 512)),
     "sum over columns": (lambda x: x.sum(0), (512, 512)),
@@ -253,6 +294,20 @@ def check_whole(simple_seconds: float) -> None:
         per_element = seconds / x.numel()
         simple = per_element / simple_seconds
         print(f"{name:24} {per_element * 1e9:8.3f} ns {simple:8.1f} simple operations", flush=True)
+
+
+def check_masks(simple_seconds: float, *, elements: int = 2**20) -> None:
+    """Print what one element of a mask costs that generated code writes, and that it reads, one thread."""
+    x = torch.rand(elements)
+    mask = x > 0.3
+    plain = _compiled_seconds(lambda x: x * 0.5, 1, x)
+    uses: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+        "mask written": lambda x: x > 0.3,
+        "mask read": lambda x: torch.where(mask, x, 0.0),
+    }
+    for name, operator in uses.items():
+        per_element = (_compiled_seconds(operator, 1, x) - plain) / elements
+        print(f"{name:24} {per_element * 1e9:8.3f} ns {per_element / simple_seconds:8.1f} simple operations")
 
 
 def _compiled_seconds(
@@ -283,14 +338,18 @@ def main() -> None:
     parser.add_argument(
         "--pointwise", action="store_true", help="measure pointwise operators in generated code"
     )
+    parser.add_argument("--fused", action="store_true", help="measure pointwise operators inside a kernel")
     parser.add_argument(
         "--cold", action="store_true", help="push the operands out of the caches before each run"
     )
     options = parser.parse_args()
     device = device_of(torch.device("cpu"))
-    if options.pointwise:
+    if options.fused:
+        check_fused(device)
+    elif options.pointwise:
         simple_seconds = torch.get_num_threads() / device.simple_ops_per_second
         torch.set_num_threads(1)
+        check_masks(simple_seconds)
         check_whole(simple_seconds)
         check_pointwise(simple_seconds)
     else:

@@ -444,13 +444,16 @@ def _with_torchs_first(found: Frontier, torchs: Candidate) -> Frontier:
 
 
 def _fastest(frontier: Frontier) -> int:
-    """The place of the plan to take where nothing limits it: torch's own, or the first behind it that costs no more,
-    neither in all nor in recomputation, and whose gain in bytes or seconds is more than what a replay can be off."""
+    """The place of the plan to take where nothing limits it: torch's own, or the first behind it whose gain in seconds
+    is more than what a replay can be off, or whose gain in bytes is, at no more seconds and no more recomputation."""
     first, *others = (c.replay for c in frontier.candidates)
     for place, run in enumerate(others, start=1):
-        if run.seconds > first.seconds or run.recompute_seconds > first.recompute_seconds:
+        if run.seconds > first.seconds:
             break
-        if run.peak_bytes < first.peak_bytes * (1 - WORTH_IT) or run.seconds < first.seconds * (1 - WORTH_IT):
+        if run.seconds < first.seconds * (1 - WORTH_IT):
+            return place
+        recomputes_no_more = run.recompute_seconds <= first.recompute_seconds
+        if recomputes_no_more and run.peak_bytes < first.peak_bytes * (1 - WORTH_IT):
             return place
     return 0
 

@@ -13,7 +13,7 @@ import torch.fx as fx
 from graphremat.passes import torch_private as private
 from graphremat.passes.buffers import is_mask
 from graphremat.passes.classify import JointGraph
-from graphremat.passes.costs import op_cost
+from graphremat.passes.costs import mask_seconds, op_cost
 from graphremat.passes.devices import Device
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.hints import SizeHint, symbol_hints
@@ -131,6 +131,7 @@ class _Reader:
             return
         reads = self._reads(node)
         cost = op_cost(node, self._device, self._hint)
+        packing = mask_seconds(node, self._device, self._hint) if self._fuses else 0.0
         kind = problem_kind(node)
         if kind is Kind.VIEW and reads and tensors_in(val):
             writes = self._write(node, val, self._builder.storage_of(reads[0]))
@@ -146,8 +147,8 @@ class _Reader:
                 writes=tuple(writes),
                 kind=kind,
                 phase=phase,
-                seconds=self._measured.get(node, cost.seconds),
-                fused_seconds=cost.arithmetic_seconds,
+                seconds=self._measured.get(node, cost.seconds + packing),
+                fused_seconds=cost.fused_seconds,
                 flops=cost.flops,
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
                 written_out=replays_from_seed(node),

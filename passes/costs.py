@@ -1,8 +1,8 @@
 """What one node of a joint graph costs on a device, in seconds, by a roofline. Knows FX.
 
-A kernel takes as long as the slower of its arithmetic and its memory traffic, plus the time any kernel takes. The two
-parts are reported apart, so that a caller that models fusion can leave the traffic out: a pointwise recomputation
-that is fused into its reader costs its arithmetic alone.
+A kernel takes as long as the slower of its arithmetic and its memory traffic, plus the time any kernel takes. What an
+op adds to a kernel that others are fused into, too, is told apart: no traffic, and of its arithmetic what is not hidden
+behind the traffic of the others.
 
 Prices are a pure function of the node and the device: no clock, no random choice, no state. An operator that no formula
 knows is priced by the bytes it moves and says so (:attr:`OpCost.basis`); see :func:`priced_by_bytes_alone`.
@@ -16,11 +16,10 @@ from math import log2
 import torch
 from torch import fx
 
-from graphremat.passes import problem
 from graphremat.passes.devices import Device
 from graphremat.passes.flops import node_flops, shape_of
 from graphremat.passes.hints import SizeHint, default_size_hint
-from graphremat.passes.kinds import NodeKind, argument, classify_kind, op_name, problem_kind, tensors_in
+from graphremat.passes.kinds import NodeKind, argument, classify_kind, op_name, tensors_in
 
 # Cost of one output element in simple float32 operations (an addition), by operator.
 #
@@ -54,6 +53,12 @@ CACHED_SHARE = 0.5
 at 160 or 33 GB/s (`bench/check_costs.py`, with and without `--cold`); in a step the producer or the reader is near, the
 saved value is not."""
 
+FUSED_SHARE = {"cpu": 0.25, "cuda": 1.0}
+"""Share of a pointwise op's arithmetic that it adds to a kernel that reads and writes. CPU: beside a product of two
+tensors, exp, sigmoid, silu, log, cos, erf and gelu took 0.3 to 0.7 of it where all was in the caches and up to 0.1
+where it was not (tanh 0.6 and 0.4); what was saved is not in the caches. `bench/check_costs.py --fused`. GPU: not
+measured."""
+
 SMALL_POWERS = (1, 2, 3, 0.5, -1, -2)
 """Exponents that become multiplications, a root or a division in generated code."""
 SMALL_POWER_OPS = 3.0
@@ -80,6 +85,9 @@ VARIANCE_OPS_PER_ELEMENT = {"cpu": 12.0, "cuda": 8.0}
 MAX_POOL_OPS_PER_ELEMENT = {"cpu": 95.0, "cuda": 4.0}
 """Per element of a window; the index of the maximum comes along."""
 AVERAGE_POOL_OPS_PER_ELEMENT = {"cpu": 11.0, "cuda": 1.0}
+MASK_OPS_PER_ELEMENT = {"cpu": 460.0, "cuda": 0.0}
+"""Writing an element of a mask (350) and reading it once (110): generated C++ packs vectors of booleans into bytes one
+by one. A mask that stays inside a kernel costs nothing of it."""
 
 KERNEL_EFFICIENCY: Mapping[tuple[str, str], float] = {
     ("cpu", "attention"): 0.4,
@@ -116,6 +124,7 @@ class OpCost:
         seconds: ``max(arithmetic_seconds, traffic_seconds)`` plus the device's time per kernel; 0 for a free node.
         flops: multiplications and additions of matmul-like operators; 0 for the others.
         moved_bytes: bytes read and written, each operand once.
+        fused_seconds: what it adds to a kernel of several ops.
         arithmetic_seconds: the time with no memory traffic.
         traffic_seconds: the time of the reads and writes alone.
         basis: what the arithmetic rests on.
@@ -124,12 +133,13 @@ class OpCost:
     seconds: float
     flops: int
     moved_bytes: int
+    fused_seconds: float
     arithmetic_seconds: float
     traffic_seconds: float
     basis: Basis
 
 
-FREE = OpCost(0.0, 0, 0, 0.0, 0.0, Basis.FREE)
+FREE = OpCost(0.0, 0, 0, 0.0, 0.0, 0.0, Basis.FREE)
 
 
 def op_cost(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hint) -> OpCost:
@@ -164,66 +174,11 @@ def op_cost(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hi
         seconds=max(arithmetic_seconds, traffic_seconds) + device.kernel_seconds,
         flops=flops or 0,
         moved_bytes=moved_bytes,
+        fused_seconds=arithmetic_seconds * (FUSED_SHARE[device.kind] if kind is NodeKind.FUSIBLE else 1.0),
         arithmetic_seconds=arithmetic_seconds,
         traffic_seconds=traffic_seconds,
         basis=basis,
     )
-
-
-@dataclass(frozen=True)
-class Price:
-    """What the problem builder needs to know of a node.
-
-    Attributes:
-        kind: how the generated code runs it.
-        seconds: as a kernel of its own.
-        fused_seconds: inside another kernel: the arithmetic alone.
-        flops: of matmul-like operators.
-        heavy: with several readers, its result gets a buffer instead of being computed in each.
-        basis: what the price rests on.
-    """
-
-    kind: problem.Kind
-    seconds: float
-    fused_seconds: float
-    flops: int
-    heavy: bool
-    basis: Basis
-
-
-@dataclass(frozen=True)
-class CostModel:
-    """Prices on one device, for the problem builder."""
-
-    device: Device
-    size_hint: SizeHint = default_size_hint
-
-    def price(self, node: fx.Node) -> Price:
-        """The price of a node, alone and fused."""
-        cost = op_cost(node, self.device, self.size_hint)
-        return Price(
-            kind=problem_kind(node),
-            seconds=cost.seconds,
-            fused_seconds=cost.arithmetic_seconds,
-            flops=cost.flops,
-            heavy=self.device.kind == "cpu" and op_name(node) in CPU_HEAVY_OPS,
-            basis=cost.basis,
-        )
-
-    def key(self) -> str:
-        """Equal for models that give equal prices; belongs into whatever caches plans."""
-        return self.device.to_json()
-
-
-CPU_HEAVY_OPS = frozenset(
-    f"aten.{name}"
-    for name in (
-        "exp", "gelu_backward", "log", "log10", "log1p", "log2", "log_sigmoid_forward", "logit", "mish", "sigmoid",
-        "silu", "silu_backward", "softplus", "tanh",
-    )
-)  # fmt: skip
-"""On CPUs Inductor gives what holds an exp, log, sigmoid or tanh after lowering a buffer when it has more than one
-reader: `torch._inductor.ir.StorageBox.should_realize_on_reuse`."""
 
 
 def priced_by_bytes_alone(nodes: Iterable[fx.Node], device: Device) -> tuple[str, ...]:
@@ -309,6 +264,18 @@ def _elements(tensors: Iterable[torch.Tensor], size_hint: SizeHint) -> int:
 
 def _input_tensors(node: fx.Node) -> list[torch.Tensor]:
     return [tensor for operand in node.all_input_nodes for tensor in tensors_in(operand.meta.get("val"))]
+
+
+def mask_seconds(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hint) -> float:
+    """What a buffer for a node's result costs over its traffic, in generated code: that of packing a mask."""
+    val = node.meta.get("val")
+    if (
+        classify_kind(node) is not NodeKind.FUSIBLE
+        or not isinstance(val, torch.Tensor)
+        or val.dtype != torch.bool
+    ):
+        return 0.0
+    return _elements([val], size_hint) * MASK_OPS_PER_ELEMENT[device.kind] / device.simple_ops_per_second
 
 
 def _moved_bytes(node: fx.Node, kind: NodeKind, size_hint: SizeHint) -> int:

@@ -138,7 +138,8 @@ def test_always_under_the_budget_or_infeasible(errors: list[float], budget: int 
         ([(990, 0.9, 0.0)], 1),
         ([(990, 1.0, 0.0), (900, 1.0, 0.0)], 2),
         ([(900, 1.1, 0.0)], 0),
-        ([(900, 0.9, 0.1)], 0),  # recomputes more, which the model prices least surely
+        ([(900, 0.9, 0.1)], 1),
+        ([(900, 0.98, 0.1)], 0),  # recomputes more, for a gain that may be none
         ([(990, 1.0, 0.0), (900, 1.1, 0.0), (800, 1.0, 0.0)], 0),
     ],
 )

@@ -17,7 +17,7 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from graphremat.passes import problem
-from graphremat.passes.costs import FREE, Basis, CostModel, op_cost, priced_by_bytes_alone, tensor_bytes
+from graphremat.passes.costs import FREE, Basis, mask_seconds, op_cost, priced_by_bytes_alone, tensor_bytes
 from graphremat.passes.devices import Device, find_device
 from graphremat.passes.flops import node_flops
 from graphremat.passes.kinds import (
@@ -346,10 +346,17 @@ def test_transcendentals_cost_arithmetic_and_additions_cost_traffic() -> None:
     )
     assert op_cost(add, CPU).arithmetic_seconds < op_cost(add, CPU).traffic_seconds
     assert op_cost(tanh, CPU).arithmetic_seconds > op_cost(tanh, CPU).traffic_seconds
-    price = CostModel(CPU).price(tanh)
-    assert price.heavy
-    assert 0 < price.fused_seconds < price.seconds
-    assert not CostModel(find_device("L4")).price(tanh).heavy
+    assert 0 < op_cost(tanh, CPU).fused_seconds < op_cost(tanh, CPU).arithmetic_seconds
+
+
+def test_packing_a_mask_costs_more_than_its_traffic_and_only_on_a_processor() -> None:
+    graph = fx.Graph()
+    x = placeholder(graph, 2**22)
+    le = call(graph, aten.le.Scalar, (x, 0), torch.empty(2**22, dtype=torch.bool, device="meta"))
+    relu = call(graph, aten.relu.default, (x,), x.meta["val"])
+    assert mask_seconds(le, CPU) > op_cost(le, CPU).traffic_seconds
+    assert mask_seconds(relu, CPU) == mask_seconds(x, CPU) == 0
+    assert mask_seconds(le, find_device("L4")) == 0
 
 
 def test_traffic_grows_with_size_and_fresh_pages_cost_extra() -> None:
