@@ -25,7 +25,7 @@ from graphremat.choose import choose
 from graphremat.errors import BudgetInfeasible, DumpError, OptionError
 from graphremat.optimizers import bytes_of, state_of
 from graphremat.options import Options
-from graphremat.partitioner import plan_behind_torchs, prices
+from graphremat.partitioner import fastest_place, plan_behind_torchs, prices
 from graphremat.passes import torch_private as private
 from graphremat.passes.devices import Device, UnknownDevice, find_device
 from graphremat.passes.plan import Plan
@@ -289,10 +289,8 @@ def plan(
     trained = subject.trained
     outside = sum(map(state, trained)), sum(map(bytes_of, trained)) if accumulate else 0
     frontier = plan_behind_torchs(Options(), traced.problem, 0.5, traced.torchs)
-    candidates = list(frontier.candidates)
-    torchs = candidates[0].replay if traced.torchs is not None else None
-    if torchs is not None and any(c.replay.seconds <= torchs.seconds for c in candidates[1:]):
-        del candidates[0]  # torch's plan comes first although another is as fast and lower
+    torchs = frontier.candidates[0].replay if traced.torchs is not None else None
+    candidates = frontier.candidates[fastest_place(frontier) :]
     replays = [candidate.replay for candidate in candidates]
 
     outside_bytes = sum(outside) - subject.quantised_bytes

@@ -316,7 +316,7 @@ def _chosen(frontier: Frontier, lowering: Lowering, budget: int | float | None, 
         place = min(aim.place, len(frontier.candidates) - 1)
         peak = lowering.truth(place, plans[place], reuse_under=aim.peak_bytes).peak_bytes
         return Choice(place, aim.peak_bytes, peak <= aim.peak_bytes, {place: peak})
-    fastest = _fastest(frontier)
+    fastest = fastest_place(frontier)
     places = list(range(fastest, len(frontier.candidates)))
     if aim is not None and aim.saved_bytes is not None:
         places = _saving_at_most(aim.saved_bytes, plans)
@@ -443,7 +443,7 @@ def _with_torchs_first(found: Frontier, torchs: Candidate) -> Frontier:
     return replace(found, candidates=(torchs, *below))
 
 
-def _fastest(frontier: Frontier) -> int:
+def fastest_place(frontier: Frontier) -> int:
     """The place of the plan to take where nothing limits it: torch's own, or the first behind it whose gain in seconds
     is more than what a replay can be off, or whose gain in bytes is, at no more seconds and no more recomputation."""
     first, *others = (c.replay for c in frontier.candidates)

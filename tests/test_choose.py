@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphremat.choose import Choice, choose
-from graphremat.partitioner import _fastest
+from graphremat.partitioner import fastest_place
 
 REPLAYED = [1000, 900, 800, 700, 600, 500, 400, 300]
 
@@ -21,7 +21,7 @@ def pick(true: list[int], budget: int | float | None, **options: object) -> tupl
     return choose(REPLAYED, truth, budget, **options), asked  # type: ignore[arg-type]
 
 
-def test_no_budget_takes_the_fastest_and_looks_once() -> None:
+def test_no_budget_takes_thefastest_place_and_looks_once() -> None:
     choice, asked = pick(REPLAYED, None)
     assert (choice.place, choice.budget_bytes, asked) == (0, None, [0])
 
@@ -151,4 +151,4 @@ def test_another_plan_than_torchs_has_to_be_worth_it(
         for peak, seconds, again in [(1000, 1.0, 0.0), *others]
     ]
     frontier: Any = SimpleNamespace(candidates=[SimpleNamespace(replay=run) for run in runs])
-    assert _fastest(frontier) == place
+    assert fastest_place(frontier) == place
