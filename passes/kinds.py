@@ -92,6 +92,11 @@ REDUCTION_OPS = frozenset(
     )
 ) | {"prims._low_memory_max_pool_with_offsets", "prims.prepare_softmax_online", "prims.sum", "prims.var"}  # fmt: skip
 
+# Inductor generates a loop for these unless an index is a mask or the type has no atomic addition
+# (`torch._inductor.lowering.index_put_impl_`): like a reduction it takes its operands in and ends in a buffer.
+SCATTER_OPS = frozenset({"aten._unsafe_index_put", "aten.index_put", "aten.scatter"})
+NO_ATOMIC_ADDITION = frozenset({torch.bool, torch.int64})
+
 RANDOM_OPS = frozenset(
     {
         "prims.inductor_random",
@@ -169,9 +174,26 @@ def classify_kind(node: fx.Node) -> NodeKind:
         return NodeKind.CREATION
     if name in FUSIBLE_OPS or torch.Tag.pointwise in tags:
         return NodeKind.FUSIBLE
-    if name in REDUCTION_OPS or torch.Tag.reduction in tags:
+    if name in REDUCTION_OPS or torch.Tag.reduction in tags or _is_a_loop_of_scatters(node):
         return NodeKind.REDUCTION
     return NodeKind.KERNEL
+
+
+def _is_a_loop_of_scatters(node: fx.Node) -> bool:
+    """Whether the node writes through an index in generated code; see :data:`SCATTER_OPS`."""
+    if op_name(node) not in SCATTER_OPS or argument(node, "reduce") is not None:
+        return False
+    indices = argument(node, "indices") or ()
+    of_masks = any(
+        t.dtype in (torch.bool, torch.uint8)
+        for i in indices
+        if i is not None
+        for t in tensors_in(i.meta.get("val"))
+    )
+    adds_without_atomics = argument(node, "accumulate") is True and any(
+        t.dtype in NO_ATOMIC_ADDITION for t in tensors_in(node.meta.get("val"))
+    )
+    return not of_masks and not adds_without_atomics
 
 
 def _without_dropout(node: fx.Node) -> bool:
@@ -184,6 +206,8 @@ def problem_kind(node: fx.Node) -> problem.Kind:
     """The same in the coarser words of the torch-free problem; what costs nothing is a view there."""
     if replays_from_seed(node):
         return problem.Kind.FUSIBLE
+    if op_name(node) == "aten.cat" and all(t.device.type != "cuda" for t in tensors_in(node.meta.get("val"))):
+        return problem.Kind.REDUCTION  # Inductor computes the parts straight into the buffer (`lowering.cat`)
     return _PROBLEM_KIND[classify_kind(node)]
 
 

@@ -246,14 +246,24 @@ def _chain_plans(
         choice = programme.solve(budget)
         assert choice is not None
         steps = instructions(choice, problem, stages)
+        origin = f"{len(choice.segments)} segments"
         try:
-            plan = schedule(problem, choice.saved, f"{len(choice.segments)} segments", steps)
+            plan = schedule(problem, choice.saved, origin, steps)
+            if beside := made_beside_saved(problem, plan):
+                plan = schedule(problem, (*choice.saved, *beside), origin, steps)
         except ScheduleError as error:
             log.warning("a choice of the programme over stages is left out: %s", error)
             continue
         if plan not in found:
             found[plan] = judge(problem, plan)
     return list(found.values())
+
+
+def made_beside_saved(problem: Problem, plan: Plan) -> list[int]:
+    """What the backward makes again by ops of which it has another result already: saved too, the op need not run."""
+    saved = set(plan.saved)
+    again = [problem.ops[i].writes for i in plan.backward if not saved.isdisjoint(problem.ops[i].writes)]
+    return [w for writes in again for w in writes if w not in saved and problem.readers[w]]
 
 
 def _searched(search: Search, found: list[Candidate], floor_bytes: int, most: int) -> list[Candidate]:

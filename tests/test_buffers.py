@@ -33,9 +33,10 @@ class Chunked(nn.Module):
         return x.pow(2).mean()
 
 
-def test_the_lowest_planned_peak_is_that_of_the_code() -> None:
+@pytest.mark.parametrize("network", ["llama", "mixture_of_experts"])
+def test_the_lowest_planned_peak_is_that_of_the_code(network: str) -> None:
     """With the prices of a named device: those of this machine, and so the plan, are not those of another."""
-    case = NETWORKS["llama"].build("tiny")
+    case = NETWORKS[network].build("tiny")
     report = planned(case.model, case.inputs, memory_budget=0.0, device_costs="A100-40GB")
     assert report.recomputed_ops > 0
     assert report.planned_peak_bytes == report.generated_peak_bytes

@@ -29,6 +29,7 @@ from graphremat.passes.kinds import (
     tensors_in,
 )
 from graphremat.passes.measure_device import cache_path, cpu_name, device_of
+from graphremat.passes.problem import Kind
 from graphremat.passes.torch_private import inductor_decompositions
 
 aten = torch.ops.aten
@@ -274,7 +275,6 @@ KINDS: list[tuple[Any, tuple[Any, ...], NodeKind]] = [
     (aten.convolution.default, (), NodeKind.KERNEL),
     (aten.sort.default, (), NodeKind.KERNEL),
     (aten.cumsum.default, (0,), NodeKind.KERNEL),
-    (aten.index_put.default, (), NodeKind.KERNEL),
     (aten.full.default, (), NodeKind.CREATION),
     (aten.zeros_like.default, (), NodeKind.CREATION),
     (prims.iota.default, (), NodeKind.CREATION),
@@ -294,6 +294,36 @@ def test_kind_of_known_operators(target: Any, rest: tuple[Any, ...], kind: NodeK
     assert classify_kind(node) is kind
     if kind is not NodeKind.KERNEL:  # these need operands that fit
         assert (op_cost(node, CPU) is FREE) == (kind is NodeKind.VIEW)
+
+
+def test_a_scatter_is_a_kernel_of_its_own_only_where_no_loop_is_generated() -> None:
+    graph = fx.Graph()
+    with torch.device("meta"):
+        index, mask, whole = torch.empty(2, dtype=torch.int64), torch.empty(2) > 0, torch.empty(2).long()
+    x, at, where, count = (
+        placeholder(graph, 2),
+        *(graph.placeholder(name) for name in ("at", "where", "count")),
+    )
+    for node, val in ((at, index), (where, mask), (count, whole)):
+        node.meta["val"] = val
+
+    def kind_of(target: Any, *operands: Any, **options: Any) -> NodeKind:
+        return classify_kind(call(graph, target, operands, operands[0].meta["val"], **options))
+
+    assert kind_of(aten.index_put.default, x, [at], x, True) is NodeKind.REDUCTION
+    assert kind_of(aten.index_put.default, x, [where], x, True) is NodeKind.KERNEL
+    assert kind_of(aten.index_put.default, count, [at], count, True) is NodeKind.KERNEL
+    assert kind_of(aten.index_put.default, count, [at], count, False) is NodeKind.REDUCTION
+    assert kind_of(aten.scatter.src, x, 0, at, x) is NodeKind.REDUCTION
+    assert kind_of(aten.scatter.reduce, x, 0, at, x, reduce="add") is NodeKind.KERNEL
+
+
+def test_concatenated_parts_get_a_buffer_on_a_processor() -> None:
+    graph = fx.Graph()
+    x = placeholder(graph, 2, 2)
+    whole = call(graph, aten.cat.default, ([x, x],), torch.empty(4, 2, device="meta"))
+    assert problem_kind(whole) is Kind.REDUCTION
+    assert classify_kind(whole) is NodeKind.FUSIBLE  # its price is that of a copy
 
 
 def test_kinds_that_need_no_schema() -> None:

@@ -18,11 +18,12 @@ from graphremat.passes.planner import (
     Candidate,
     Frontier,
     judge,
+    made_beside_saved,
     plan_frontier,
     with_exact,
     with_recomputation_in_order,
 )
-from graphremat.passes.problem import Phase, Problem
+from graphremat.passes.problem import Builder, Kind, Op, Phase, Problem
 from graphremat.passes.schedule import Forget, Make, Run, schedule
 from graphremat.passes.search import remakes_saved
 from graphremat.passes.stages import cut_out, find_stages
@@ -106,6 +107,20 @@ def test_a_saved_value_is_made_again_only_where_that_is_allowed() -> None:
     bound = plan_frontier(problem, most_recomputations=None, remake_saved=False)
     assert bound.candidates
     assert not any(remakes_saved(problem, c.plan) for c in bound.candidates)
+
+
+def test_an_op_with_one_result_saved_has_its_others_saved_too() -> None:
+    b = Builder()
+    x = b.input("x", 8)
+    first, second, unread = (b.value(f"topk.{k}", b.storage(f"topk.{k}", 8)) for k in range(3))
+    b.add(Op("topk", "topk", (x,), (first, second, unread), Kind.KERNEL, Phase.FORWARD))
+    y = b.op("y", [first, second], Kind.KERNEL, Phase.FORWARD, size_bytes=8)
+    g = b.op("g", [b.tangent("t", 8), first, second], Kind.KERNEL, Phase.BACKWARD, size_bytes=8)
+    problem = b.build([y], [g])
+    again = schedule(problem, [first])
+    assert remakes_saved(problem, again)
+    assert made_beside_saved(problem, again) == [second]
+    assert made_beside_saved(problem, schedule(problem, [first, second])) == []
 
 
 @pytest.mark.parametrize(("seed", "budget"), [(480, 640), (345, 1110)])
