@@ -8,6 +8,8 @@ from bench.claims import (
     CASES,
     CLAIMS,
     GB,
+    IMAGE_CLAIM,
+    IMAGES,
     MAX_BATCH_DEVICES,
     RESULTS,
     Claim,
@@ -18,7 +20,8 @@ from bench.claims import (
     read_rows,
     solved_sequence,
 )
-from bench.claims_page import page_of, verdict
+from bench.claims_page import NEAR, image_verdict, page_of, verdict
+from bench.sdxl import PIXELS_OF_A_LATENT
 from graphremat.forecast import DEVICE_RESERVE_BYTES
 from graphremat.passes.devices import DEVICES
 
@@ -60,6 +63,33 @@ def test_a_verdict_is_that_of_the_plans(claim: Claim) -> None:
         base = min(p["step_seconds"] for p in (*points, rows[0]["rivals"]["torch.compile"]))
         good = [p for p in points if p["peak_bytes"] + extra <= claim.after * GB]
         assert holds == any(p["step_seconds"] <= (1 + claim.slower) * base for p in good)
+
+
+@pytest.mark.parametrize("setting", IMAGE_CLAIM.settings, ids="-".join)
+def test_the_verdict_about_images_is_that_of_the_plans(setting: tuple[str, str, str]) -> None:
+    case, optimizer, base = setting
+    assert case in IMAGES
+    holds, told = image_verdict(ROWS, setting)
+    rows = [row for row in STEPS if row["case"] == case]
+    assert sorted(row["sequence"] for row in rows) == list(CASES[case].sequences)
+    if least_bytes(rows[0], optimizer, base) > IMAGE_CLAIM.after * GB:
+        assert told.startswith("cannot be: ")
+        assert not holds
+        return
+    good = []
+    for row in rows:
+        assert f"at {row['sequence'] * PIXELS_OF_A_LATENT} pixels a side `torch.compile` takes " in told
+        extra = extra_bytes(row, optimizer, base)
+        compiled = row["rivals"]["torch.compile"]
+        fastest = min(p["step_seconds"] for p in (*row["points"], compiled))
+        good += [
+            point
+            for point in row["points"]
+            if compiled["peak_bytes"] + extra >= (1 - NEAR) * IMAGE_CLAIM.before * GB
+            and point["peak_bytes"] + extra <= IMAGE_CLAIM.after * GB
+            and point["step_seconds"] <= (1 + IMAGE_CLAIM.slower) * fastest
+        ]
+    assert holds == bool(good)
 
 
 def test_rows_are_plausible() -> None:

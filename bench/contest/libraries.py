@@ -136,7 +136,7 @@ def _declare_missing_kernels() -> None:
         importlib.import_module("torchvision")
 
 
-def _library(name: str) -> Any:
+def import_library(name: str) -> Any:
     _declare_missing_kernels()
     try:
         return importlib.import_module(name)
@@ -154,7 +154,7 @@ def _tokens(batch: int, length: int, vocabulary: int) -> tuple[Tensor, Tensor]:
 
 
 def _gpt2(layers: int, width: int, heads: int, vocabulary: int, batch: int, length: int) -> Made:
-    transformers = _library("transformers")
+    transformers = import_library("transformers")
     config = transformers.GPT2Config(
         vocab_size=vocabulary,
         n_positions=length,
@@ -172,7 +172,7 @@ def _gpt2(layers: int, width: int, heads: int, vocabulary: int, batch: int, leng
 
 
 def _bert(layers: int, width: int, heads: int, vocabulary: int, batch: int, length: int) -> Made:
-    transformers = _library("transformers")
+    transformers = import_library("transformers")
     config = transformers.BertConfig(
         vocab_size=vocabulary,
         hidden_size=width,
@@ -191,7 +191,7 @@ def _bert(layers: int, width: int, heads: int, vocabulary: int, batch: int, leng
 
 
 def _t5(layers: int, width: int, heads: int, vocabulary: int, batch: int, length: int) -> Made:
-    transformers = _library("transformers")
+    transformers = import_library("transformers")
     config = transformers.T5Config(
         vocab_size=vocabulary,
         d_model=width,
@@ -232,7 +232,7 @@ def _decoder_config(
 def _llama(
     layers: int, width: int, heads: int, hidden: int, vocabulary: int, batch: int, length: int
 ) -> Made:
-    transformers = _library("transformers")
+    transformers = import_library("transformers")
     config = transformers.LlamaConfig(**_decoder_config(layers, width, heads, hidden, vocabulary, length))
     model = LanguageLoss(transformers.LlamaForCausalLM(config))
     return Made(model, _tokens(batch, length, vocabulary), chains=("model.model.layers",))
@@ -241,7 +241,7 @@ def _llama(
 def _mistral(
     layers: int, width: int, heads: int, hidden: int, vocabulary: int, batch: int, length: int
 ) -> Made:
-    transformers = _library("transformers")
+    transformers = import_library("transformers")
     config = transformers.MistralConfig(
         **_decoder_config(layers, width, heads, hidden, vocabulary, length), sliding_window=length // 2
     )
@@ -252,7 +252,7 @@ def _mistral(
 def _mixtral(
     layers: int, width: int, heads: int, hidden: int, vocabulary: int, batch: int, length: int
 ) -> Made:
-    transformers = _library("transformers")
+    transformers = import_library("transformers")
     config = transformers.MixtralConfig(
         **_decoder_config(layers, width, heads, hidden, vocabulary, length),
         num_local_experts=4,
@@ -267,7 +267,7 @@ def _mixtral(
 def _lora_llama(
     layers: int, width: int, heads: int, hidden: int, vocabulary: int, batch: int, length: int
 ) -> Made:
-    peft = _library("peft")
+    peft = import_library("peft")
     base = _llama(layers, width, heads, hidden, vocabulary, batch, length)
     config = peft.LoraConfig(
         r=16,
@@ -285,7 +285,7 @@ def _resnet50(most: int, channels: int, classes: int, batch: int, side: int) -> 
     """A ResNet-50 with at most so many blocks a stage, and with so many channels in its first."""
     layers = tuple(min(count, most) for count in (3, 4, 6, 3))
     widths = tuple(channels * factor for factor in (1, 2, 4, 8))
-    resnet = _library("timm").create_model(
+    resnet = import_library("timm").create_model(
         "resnet50",
         layers=layers,
         channels=widths,
@@ -298,7 +298,7 @@ def _resnet50(most: int, channels: int, classes: int, batch: int, side: int) -> 
 
 
 def _vit(layers: int, width: int, heads: int, classes: int, batch: int, side: int) -> Made:
-    vit = _library("timm").create_model(
+    vit = import_library("timm").create_model(
         "vit_small_patch16_224",
         img_size=side,
         depth=layers,
@@ -312,7 +312,7 @@ def _vit(layers: int, width: int, heads: int, classes: int, batch: int, side: in
 
 
 def _diffusion_unet(layers: int, channels: int, text_width: int, batch: int, side: int) -> Made:
-    diffusers = _library("diffusers")
+    diffusers = import_library("diffusers")
     unet = diffusers.UNet2DConditionModel(
         sample_size=side,
         block_out_channels=(channels, 2 * channels, 2 * channels),
