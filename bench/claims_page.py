@@ -199,9 +199,14 @@ def image_verdict(rows: Sequence[Row], setting: tuple[str, str, str]) -> tuple[b
         begins = before >= (1 - NEAR) * IMAGE_CLAIM.before * GB
         keeps = reached is not None and slowdown(row, reached) <= IMAGE_CLAIM.slower
         holds = holds or (begins and keeps)
+        found = (
+            ("holds" if keeps else "does not hold")
+            if begins
+            else f"does not begin at {IMAGE_CLAIM.before} GB"
+        )
         most = row["rivals"]["every value saved"]["peak_bytes"] + extra
-        words = f"at {size_of(row)} `torch.compile` takes {gigabytes(before)}, every value saved {gigabytes(most)}"
-        words += "" if begins else f" (it does not begin at {IMAGE_CLAIM.before} GB)"
+        words = f"at {size_of(row)} it {found}: `torch.compile` takes {gigabytes(before)}, every value saved "
+        words += gigabytes(most)
         if reached is None:
             words += f", no plan comes down to {IMAGE_CLAIM.after} GB"
         else:
