@@ -9,7 +9,6 @@ an A100-80GB's by its data sheet unless the row says otherwise. ``bench/results/
 """
 
 import argparse
-import contextlib
 import json
 import resource
 import subprocess
@@ -19,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 RESULTS = Path(__file__).parent / "results" / "claims.jsonl"
 TORCH_BUDGETS = (0.5, 0.25)
@@ -142,11 +140,10 @@ def plan_row(name: str, sequence: int) -> Row:
     case = CASES[name]
     factory = find_model(case.model, batch=case.batch, sequence=sequence)
     started = time.perf_counter()
-    with _no_probes():
-        found = compare(
-            factory, torch_budgets=TORCH_BUDGETS, every_blocks=EVERY_BLOCKS, device=case.device, dtype="bf16",
-            lora=case.lora,
-        )  # fmt: skip
+    found = compare(
+        factory, torch_budgets=TORCH_BUDGETS, every_blocks=EVERY_BLOCKS, device=case.device, dtype="bf16",
+        lora=case.lora,
+    )  # fmt: skip
     seconds = time.perf_counter() - started
     with FakeTensorMode():
         subject = make_subject(factory, dtype="bf16", lora=case.lora)
@@ -171,16 +168,6 @@ def plan_row(name: str, sequence: int) -> Row:
         "plan_seconds": seconds,
         "process_bytes": _process_bytes(),
     }
-
-
-@contextlib.contextmanager
-def _no_probes() -> Iterator[None]:
-    """No convolution is run to see what it allocates inside: this CPU's buffers are not those of the GPU that is
-    planned for, and the large ones take minutes."""
-    from graphremat.passes import scratch
-
-    with mock.patch.object(scratch, "_PROBED", {}):
-        yield
 
 
 def plan_batches(device: str) -> Row:
