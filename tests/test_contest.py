@@ -190,6 +190,12 @@ def test_a_contest_is_measured_once(tmp_path: Path) -> None:
         again = run(["linear_stack"], "one_block", FIELD, 2, out, progress)
     assert again == rows
     assert out.read_text() == written
+    append(out, replace(rows[1], failure="a library was missing"))
+    with Progress(disable=True) as progress:
+        failed = run(["linear_stack"], "one_block", FIELD, 2, out, progress)
+        tried = run(["linear_stack"], "one_block", FIELD, 2, out, progress, retry_failed=True)
+    assert [row.contestant for row in failed if row.failure] == [rows[1].contestant]
+    assert not any(row.failure for row in tried)
     by_name = {row.contestant: row for row in rows}
     layers, width, batch = (
         NETWORKS["linear_stack"].sizes["one_block"][k] for k in ("layers", "width", "batch")

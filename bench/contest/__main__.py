@@ -44,6 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--our-budgets", type=int, help=f"how many (default: {everything.our_budgets})")
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each (default: %(default)s)")
     parser.add_argument(
+        "--retry-failed", action="store_true", help="try contestants again that failed in earlier runs"
+    )
+    parser.add_argument(
         "--out", type=Path, help=f"JSON lines (default: {RESULTS.name}, or {QUICK_RESULTS.name})"
     )
     chosen = parser.parse_args(arguments)
@@ -64,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = chosen.out or (QUICK_RESULTS if chosen.quick else RESULTS)
     size = chosen.size or ("small" if chosen.quick else "large")
     with Progress(*columns, console=console, transient=True) as progress:
-        rows = run(names, size, field, chosen.rounds, out, progress)
+        rows = run(names, size, field, chosen.rounds, out, progress, retry_failed=chosen.retry_failed)
     for table in table_of(rows):
         console.print(table)
     return 1 if any(row.contestant.startswith("graphremat") and row.failure and

@@ -106,18 +106,28 @@ def _end_with_parent() -> None:
 
 
 def run(
-    workloads: Sequence[str], size: str, field: Field, rounds: int, out: Path, progress: Progress
+    workloads: Sequence[str],
+    size: str,
+    field: Field,
+    rounds: int,
+    out: Path,
+    progress: Progress,
+    *,
+    retry_failed: bool = False,
 ) -> list[Row]:
-    """All contestants on all workloads; what ``out`` has of the same sources is not measured again.
+    """All contestants on all workloads; what ``out`` has of the same sources is not measured again, be it a failure
+    (what takes its process down would do so each time), unless failures of earlier runs are to be tried again.
 
     Returns:
         The rows of this contest, failures included.
     """
     bar = progress.add_task("", total=len(workloads) * field.size)
+    earlier = read(out)
+    kept = [row for row in earlier if row.failure is None or not retry_failed]
     finished: list[Row] = []
     for place, workload in enumerate(workloads):
         while True:
-            task = Task(workload, size, field, rounds, tuple(read(out)))
+            task = Task(workload, size, field, rounds, (*kept, *read(out)[len(earlier) :]))
             rows, ended = _watch(task, out, progress, bar, place * field.size)
             if ended:
                 break
