@@ -23,6 +23,11 @@ SLIGHT = 0.1
 """Recomputation of up to this share of the fastest step is called slight."""
 
 
+def _per_cent(share: float) -> str:
+    """A plan below torch's own may be a little faster, less than prices tell apart: that is no more time."""
+    return f"{share:.1%}" if share > 0 else "no"
+
+
 @dataclass(frozen=True)
 class Alternative:
     """Another way, and what it comes to on a device; seconds are None where they were not planned for it."""
@@ -87,7 +92,7 @@ class Advice:
         told = words.get(self.verdict) or (
             f"Recomputation is needed: the fastest plan takes {format_bytes(fastest.peak_bytes)} on {where}. With "
             f"memory_budget={self.memory_budget} the step takes {format_bytes(found.peak_bytes)} and "
-            f"{self.slowdown:.1%} more time."
+            f"{_per_cent(self.slowdown)} more time."
         )
         lines = [told]
         for other in self.alternatives:

@@ -215,12 +215,13 @@ class Forecast:
         )
         if outside:
             held += f", {format_bytes(outside)} of optimizer state and accumulated gradients"
-        slower = point.step_seconds / self.points[0].step_seconds - 1 if self.points[0].step_seconds else 0.0
+        fastest = min(self.points, key=lambda p: p.step_seconds)
+        slower = point.step_seconds / fastest.step_seconds - 1 if fastest.step_seconds else 0.0
         return (
             f"{format_bytes(point.peak_bytes)} at the worst moment, with {held}: {words} {self.device.name} "
             f"({format_bytes(self.device.memory_bytes)}). Forward and backward take {point.step_seconds * 1e3:,.2f} ms "
             f"by the device's prices, {slower:.1%} more than the fastest plan, whose peak is "
-            f"{format_bytes(self.points[0].peak_bytes)}. The lowest peak is {format_bytes(self.points[-1].peak_bytes)}."
+            f"{format_bytes(fastest.peak_bytes)}. The lowest peak is {format_bytes(self.points[-1].peak_bytes)}."
         )
 
     def __str__(self) -> str:

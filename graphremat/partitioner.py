@@ -321,19 +321,27 @@ def _chosen(frontier: Frontier, lowering: Lowering, budget: int | float | None, 
     if aim is not None and aim.saved_bytes is not None:
         places = _saving_at_most(aim.saved_bytes, plans)
 
+    @cache
     def truth(k: int) -> int:
         under: float | None = None
         if places[k] == fastest:
             under = budget if isinstance(budget, int) else math.inf if len(places) > 1 else 0
         return lowering.truth(places[k], plans[places[k]], reuse_under=under).peak_bytes
 
-    choice = choose(
+    choose_under = partial(
+        choose,
         [plans[k].replay.peak_bytes for k in places],
         truth,
-        budget,
         fixed_bytes=lowering.problem.input_bytes,
         most=lowering.options.max_lowerings,
     )
+    choice = choose_under(budget)
+    if budget is None and fastest > 0 and truth(choice.place) > plans[0].replay.peak_bytes * (1 - WORTH_IT):
+        torchs_bytes = lowering.truth(0, plans[0], reuse_under=math.inf).peak_bytes
+        if truth(choice.place) > torchs_bytes:  # faster than torch's, but not at a higher peak
+            choice = replace(choose_under(torchs_bytes), budget_bytes=None)
+            if not choice.fits:
+                return Choice(0, None, True, {0: torchs_bytes})
     true_bytes = {places[k]: size for k, size in choice.true_bytes.items()}
     return replace(choice, place=places[choice.place], true_bytes=true_bytes)
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphremat.choose import Choice, choose
-from graphremat.partitioner import fastest_place
+from graphremat.partitioner import _chosen, fastest_place
 
 REPLAYED = [1000, 900, 800, 700, 600, 500, 400, 300]
 
@@ -21,7 +21,7 @@ def pick(true: list[int], budget: int | float | None, **options: object) -> tupl
     return choose(REPLAYED, truth, budget, **options), asked  # type: ignore[arg-type]
 
 
-def test_no_budget_takes_thefastest_place_and_looks_once() -> None:
+def test_no_budget_takes_the_fastest_and_looks_once() -> None:
     choice, asked = pick(REPLAYED, None)
     assert (choice.place, choice.budget_bytes, asked) == (0, None, [0])
 
@@ -152,3 +152,35 @@ def test_another_plan_than_torchs_has_to_be_worth_it(
     ]
     frontier: Any = SimpleNamespace(candidates=[SimpleNamespace(replay=run) for run in runs])
     assert fastest_place(frontier) == place
+
+
+@pytest.mark.parametrize(
+    ("true", "place"),
+    [
+        ([1000, 900, 700], 1),  # surely below torch's peak: that is not looked at
+        ([1000, 990, 700], 1),
+        ([1000, 1010, 700], 2),  # the code of the faster plan takes more than torch's after all
+        ([600, 990, 700], 0),  # torch's takes less than all that is behind it
+    ],
+)
+def test_without_a_budget_the_peak_is_no_higher_than_torchs(true: list[int], place: int) -> None:
+    runs = [(1000, 1.0), (980, 0.9), (700, 0.95)]
+    plans = [
+        SimpleNamespace(replay=SimpleNamespace(peak_bytes=peak, seconds=seconds, recompute_seconds=0.0))
+        for peak, seconds in runs
+    ]
+    frontier: Any = SimpleNamespace(candidates=plans, frugal=[])
+    looked: list[int] = []
+
+    def truth(place: int, *_: Any, **__: Any) -> Any:
+        looked.append(place)
+        return SimpleNamespace(peak_bytes=true[place])
+
+    lowering: Any = SimpleNamespace(
+        truth=truth, problem=SimpleNamespace(input_bytes=0), options=SimpleNamespace(max_lowerings=8)
+    )
+    choice = _chosen(frontier, lowering, None, None)
+    assert (choice.place, choice.fits, choice.budget_bytes) == (place, True, None)
+    assert choice.true_bytes[place] == true[place] <= max(true[0], 900)
+    assert len(looked) == len(set(looked))
+    assert (0 in looked) == (true[1] > 970)

@@ -1,0 +1,78 @@
+"""``python -m bench.plan_peaks``: is the peak that ``graphremat.plan`` predicts the one that a run is measured to have?
+
+Plans every network under the budgets of ``python -m bench.keep_budget``, on fake tensors, and holds the predicted peaks
+against those that were measured there, everything counted. ``--into docs/planning.md`` writes the table between its
+marks. Nothing is compiled or run here. The exit code is 1 if a prediction is further off than promised.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+import graphremat
+from bench import markdown
+from bench.budget_rows import LABELS, TORCH, Measurement, read_results
+from bench.budget_summary import RESULTS, latest
+from bench.networks import NETWORKS
+from graphremat.demo import insert
+
+MARKS = ("<!-- planned peaks -->", "<!-- end of planned peaks -->")
+MOST_OFF = 0.02
+"""Of the whole peak."""
+BUDGETS = [label for label in LABELS if label != TORCH]
+
+
+def off_by(row: Measurement) -> float | None:
+    """Predicted over measured peak, less 1; None where nothing was measured or no plan fits."""
+    if row.measured_peak_bytes is None:
+        return None
+    case = NETWORKS[row.network].build(row.size)
+    try:
+        planned = graphremat.plan(case.model, case.inputs, row.memory_budget)
+    except graphremat.BudgetInfeasible:
+        return None
+    return planned.peak_bytes / row.measured_peak_bytes - 1
+
+
+def table_of(found: dict[str, dict[str, float | None]]) -> Iterator[str]:
+    """One line a network, one column a budget, and what it comes to."""
+    rows = [
+        (network, *("none fits" if off.get(b) is None else f"{off[b]:+.2%}" for b in BUDGETS))
+        for network, off in found.items()
+    ]
+    yield from markdown.table_of(("network", "no budget", *BUDGETS[1:]), rows)
+    sizes = [abs(o) for off in found.values() for o in off.values() if o is not None]
+    yield ""
+    yield f"Off by {max(sizes):.2%} at most, {statistics.median(sizes):.2%} in the median of {len(sizes)}."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Plan, print the table, and write it where that is asked for; 1 if a prediction is too far off."""
+    parser = argparse.ArgumentParser(prog="python -m bench.plan_peaks", description=__doc__)
+    parser.add_argument("--results", type=Path, default=RESULTS, help="JSON lines (default: %(default)s)")
+    parser.add_argument("--networks", help="comma-separated (default: all)")
+    parser.add_argument("--into", type=Path, help="a file with the marks of the table")
+    chosen = parser.parse_args(arguments)
+    measured = latest(read_results(chosen.results))
+    names = chosen.networks.split(",") if chosen.networks else list(measured)
+    if unknown := [name for name in names if name not in measured]:
+        parser.error(f"nothing was measured of {', '.join(unknown)}; there are {', '.join(measured)}")
+    rows = [row for name in names for row in measured[name] if row.label != TORCH]
+    found: dict[str, dict[str, float | None]] = {name: {} for name in names}
+    for row in track(rows, "planning", transient=True):
+        found[row.network][row.label] = off_by(row)
+    table = list(table_of(found))
+    Console().out("\n".join(table), highlight=False)
+    if chosen.into is not None:
+        insert(chosen.into, "\n".join(table) + "\n", MARKS)
+    missed = [o for off in found.values() for o in off.values() if o is None or abs(o) > MOST_OFF]
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The commands of docs/planning.md run, and say what the page says."""
+
+import re
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from bench import plan_peaks
+from bench.budget_rows import read_results
+from bench.budget_summary import RESULTS, latest
+from graphremat.cli import app
+
+PAGE = (Path(__file__).resolve().parents[1] / "docs" / "planning.md").read_text()
+
+
+def test_the_commands_say_what_the_page_says(tmp_path: Path) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", PAGE, flags=re.MULTILINE | re.DOTALL)
+    (tmp_path / "net.py").write_text(code)
+    said = PAGE.split("<!-- advice -->")[1].split("<!-- end of advice -->")[0].replace("```", "").strip()
+    install, advise, plan = re.findall(r"^(pip .*|graphremat .*)$", PAGE, flags=re.MULTILINE)
+    assert install == "pip install ."
+    for command in (advise, plan):
+        words = command.replace("net.py", str(tmp_path / "net.py")).split()[1:]
+        result = CliRunner().invoke(app, words)
+        assert result.exit_code == 0, result.output
+        if command == advise:
+            assert result.stdout.strip() == said
+
+
+def test_the_table_of_planned_peaks_is_of_what_was_measured_last() -> None:
+    table = PAGE.split(plan_peaks.MARKS[0])[1].split(plan_peaks.MARKS[1])[0]
+    rows = [line.split(" | ") for line in table.strip().splitlines()[2:] if line.startswith("|")]
+    assert [row[0].removeprefix("| ") for row in rows] == list(latest(read_results(RESULTS)))
+    off = [abs(float(cell.rstrip("% |"))) for row in rows for cell in row[1:]]
+    assert max(off) / 100 <= plan_peaks.MOST_OFF
+
+
+def test_a_prediction_is_held_against_the_measured_peak() -> None:
+    measured = latest(read_results(RESULTS))["linear_stack"]
+    row = next(row for row in measured if row.label == "none")
+    found = plan_peaks.off_by(row)
+    assert found is not None
+    assert abs(found) <= plan_peaks.MOST_OFF
