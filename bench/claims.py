@@ -95,6 +95,8 @@ IMAGE_CLAIM = ImageClaim(
     (("sdxl-lora", "adamw", ""), ("sdxl-full", "adamw-8bit", ""), ("sdxl-full", "sgd", "")),
 )  # fmt: skip
 
+LARGEST = "70b-lora"
+
 MAX_BATCH_DEVICES = ("RTX-4090", "A100-40GB", "H100")
 MAX_BATCH = {"model": "llama-3-8b", "sequence": 2048, "lora": 16, "dtype": "bf16", "optimizer": "adamw"}
 
@@ -183,6 +185,28 @@ def plan_batches(device: str) -> Row:
     return {"case": "max-batch", **found, "plan_seconds": seconds, "process_bytes": _process_bytes()}
 
 
+def plan_largest(device: str) -> Row:
+    """How long one plan of the largest case takes, nothing compared."""
+    from graphremat.forecast import plan
+    from graphremat.models import find_model
+
+    case = CASES[LARGEST]
+    started = time.perf_counter()
+    found = plan(
+        find_model(case.model, batch=case.batch, sequence=case.sequences[-1]),
+        device=device,
+        dtype="bf16",
+        lora=case.lora,
+    )
+    return {
+        "case": "largest",
+        "device": device,
+        "ops": found.ops,
+        "plan_seconds": time.perf_counter() - started,
+        "process_bytes": _process_bytes(),
+    }
+
+
 def plan_layer() -> Row:
     """A linear layer from 2048 to 4096 features in fp16, and a nonlinearity that has it save its result."""
     import torch
@@ -229,7 +253,8 @@ def missing(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
             open_ = [s for s in claim.settings if least_bytes(fixed[0], *s) <= claim.after * GB]
             solved = [solved_sequence(fixed, claim, *setting) for setting in open_]
             wanted += [(claim.case, str(s)) for s in solved if s > 0]
-    wanted += [("layer", "cpu")] + [("max-batch", device) for device in MAX_BATCH_DEVICES]
+    wanted += [("layer", "cpu"), ("largest", CASES[LARGEST].device)]
+    wanted += [("max-batch", device) for device in MAX_BATCH_DEVICES]
     yield from (each for each in dict.fromkeys(wanted) if each not in have)
 
 
@@ -244,7 +269,11 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         case, which = arguments.one
-        plan_other = {"max-batch": lambda: plan_batches(which), "layer": plan_layer}
+        plan_other = {
+            "max-batch": lambda: plan_batches(which),
+            "largest": lambda: plan_largest(which),
+            "layer": plan_layer,
+        }
         row = plan_other[case]() if case in plan_other else plan_row(case, int(which))
         with RESULTS.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")

@@ -241,7 +241,7 @@ def test_code_of_another_graph_is_not_taken(taken: list[bool], monkeypatch: pyte
 
 
 def test_torchs_own_plan_becomes_torchs_own_code() -> None:
-    case = NETWORKS["post_norm"].build("one_block")
+    case = NETWORKS["linear_stack"].build("one_block")
     _, sources, _ = compiled_step(case, None)
     assert graphremat.last_report().chosen == 0
     torch.compiler.reset()

@@ -33,7 +33,9 @@ def test_the_budget_is_kept_by_the_code_for_a_card(network: str) -> None:
     assert free["budget_bytes"] is None
     for row in (free, tight):
         assert row["kernels"] > 0  # type: ignore[operator]
-        assert row["generated_bytes"] == pytest.approx(row["planned_bytes"], rel=0.05)
+        assert row["generated_bytes"] <= 1.05 * row["planned_bytes"]  # type: ignore[operator]
+    # With no budget there is no fence, and Inductor may run early what frees bytes: then the code takes less.
+    assert tight["generated_bytes"] == pytest.approx(tight["planned_bytes"], rel=0.05)
     assert tight["generated_bytes"] <= tight["budget_bytes"] < free["generated_bytes"]  # type: ignore[operator]
     assert tight["recomputed_ops"] > 0  # type: ignore[operator]
 
