@@ -421,8 +421,8 @@ def intro_lines(rows: Sequence[Row]) -> Iterator[str]:
     yield ""
     yield (
         f"Planning 80 layers (70B, {large['ops']:,} operators) took {large['plan_seconds'] / 60:.1f} minutes and "
-        f"{gigabytes(large['process_bytes'])} of memory at most (`ru_maxrss`), on two x86-64 cores. The other rows also "
-        "plan what they are compared with, and were planned beside other work."
+        f"{gigabytes(large['process_bytes'])} of memory at most (`ru_maxrss`), on two x86-64 cores. The other rows "
+        "also plan what they are compared with, and were planned beside other work."
     )
     yield ""
     held = [[verdict(rows, claim, s)[0] for s in claim.settings] for claim in CLAIMS]
