@@ -23,6 +23,7 @@ from rich.table import Table
 
 from bench.export_problems import LOWERINGS, problem_of
 from bench.networks import NETWORKS
+from bench.panels import COLUMNS, panels_of
 from graphremat.passes.baselines import BASELINES
 from graphremat.passes.planner import Candidate, plan_frontier
 from graphremat.passes.problem import Problem
@@ -172,17 +173,8 @@ def _draw_exact(axes: Axes, picture: Picture) -> None:
 
 def figure_of(pictures: Sequence[Picture]) -> Figure:
     """All networks in one grid, with one legend."""
-    columns = min(2, len(pictures))
-    rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(4.4 * columns + 0.4, 2.5 * rows + 1.3), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        if place < len(pictures):
-            draw(axes, pictures[place])
-        else:
-            axes.set_visible(False)
+    figure, any_axes = panels_of(pictures, draw, panel=(4.4, 2.5), margin=(0.4, 1.3))
     handles = []
-    any_axes = grid.flat[0]
     for method, (colour, marker) in STYLES.items():
         line = 1.8 if method == OURS else 0.6
         handles += any_axes.plot(
@@ -197,7 +189,13 @@ def figure_of(pictures: Sequence[Picture]) -> Figure:
             handles += any_axes.plot(
                 [], [], color=EXACT_COLOUR, marker=marker, markerfacecolor=fill, linestyle="", label=label
             )
-    figure.legend(handles=handles, loc="outside upper center", ncols=2 * columns, frameon=False, fontsize=8)
+    figure.legend(
+        handles=handles,
+        loc="outside upper center",
+        ncols=2 * min(COLUMNS, len(pictures)),
+        frameon=False,
+        fontsize=8,
+    )
     figure.supxlabel("replayed peak over the inputs of the step, MiB", fontsize=9)
     figure.supylabel("added time, % of the fastest step", fontsize=9)
     return figure

@@ -181,6 +181,16 @@ def op_cost(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hi
     )
 
 
+def mask_seconds(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hint) -> float:
+    """What a buffer for a node's result costs over its traffic, in generated code: that of packing a mask."""
+    val = node.meta.get("val")
+    if not isinstance(val, torch.Tensor) or val.dtype != torch.bool:
+        return 0.0
+    if classify_kind(node) is not NodeKind.FUSIBLE:
+        return 0.0
+    return _elements([val], size_hint) * MASK_OPS_PER_ELEMENT[device.kind] / device.simple_ops_per_second
+
+
 def priced_by_bytes_alone(nodes: Iterable[fx.Node], device: Device) -> tuple[str, ...]:
     """Names of the operators among the nodes that no formula knows, sorted: what a report must say."""
     unknown = {op_name(node) for node in nodes if op_cost(node, device).basis is Basis.BYTES_ALONE}
@@ -264,18 +274,6 @@ def _elements(tensors: Iterable[torch.Tensor], size_hint: SizeHint) -> int:
 
 def _input_tensors(node: fx.Node) -> list[torch.Tensor]:
     return [tensor for operand in node.all_input_nodes for tensor in tensors_in(operand.meta.get("val"))]
-
-
-def mask_seconds(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hint) -> float:
-    """What a buffer for a node's result costs over its traffic, in generated code: that of packing a mask."""
-    val = node.meta.get("val")
-    if (
-        classify_kind(node) is not NodeKind.FUSIBLE
-        or not isinstance(val, torch.Tensor)
-        or val.dtype != torch.bool
-    ):
-        return 0.0
-    return _elements([val], size_hint) * MASK_OPS_PER_ELEMENT[device.kind] / device.simple_ops_per_second
 
 
 def _moved_bytes(node: fx.Node, kind: NodeKind, size_hint: SizeHint) -> int:

@@ -242,3 +242,15 @@ def test_convolutions_are_not_run_here_to_plan_for_a_gpu(monkeypatch: pytest.Mon
     there = graphremat.plan(make, device="A100-80GB").problem
     assert probed == []
     assert sum(op.scratch_bytes for op in there.ops) == 0 < sum(op.scratch_bytes for op in here.ops)
+
+
+def test_a_buffer_for_a_mask_costs_a_processor_more_than_one_for_what_it_is_made_of() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64))
+    for device, is_dearer in ((None, True), ("A100-40GB", False)):
+        problem = graphremat.plan(model, (torch.randn(4096, 64),), device=device).problem
+        mask, made_of = (
+            next(op for op in problem.ops if op.target.startswith(name))
+            for name in ("aten.le.", "aten.relu.")
+        )
+        assert (mask.seconds > 2 * made_of.seconds) == is_dearer
+        assert mask.fused_seconds < made_of.seconds

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from bench.contest.batches import BatchRow
 from bench.contest.rows import FAMILIES, OURS, REFERENCE
 from bench.contest.verdict import MIB, Verdict, front
+from bench.panels import panels_of
 
 STYLES: Mapping[str, tuple[str, str]] = dict(
     zip(
@@ -63,17 +64,9 @@ def draw(axes: Axes, verdict: Verdict) -> None:
 
 def figure_of(verdicts: Sequence[Verdict]) -> Figure:
     """All workloads in one grid, with one legend."""
-    columns = min(2, len(verdicts))
-    rows = -(-len(verdicts) // columns)
-    figure = Figure(figsize=(4.6 * columns + 0.4, 2.9 * rows + 1.0), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for place, axes in enumerate(grid.flat):
-        if place < len(verdicts):
-            draw(axes, verdicts[place])
-        else:
-            axes.set_visible(False)
+    figure, any_axes = panels_of(verdicts, draw, panel=(4.6, 2.9), margin=(0.4, 1.0))
     handles = [
-        grid.flat[0].plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=family)[0]
+        any_axes.plot([], [], color=colour, marker=marker, markersize=6, linestyle="", label=family)[0]
         for family, (colour, marker) in STYLES.items()
     ]
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=8)

@@ -123,6 +123,31 @@ def test_an_op_with_one_result_saved_has_its_others_saved_too() -> None:
     assert made_beside_saved(problem, schedule(problem, [first, second])) == []
 
 
+def test_plans_of_stages_may_save_one_result_of_an_op_and_need_another() -> None:
+    """Without search: the weights that a router hands on cross into the next stage, its choices are needed in this."""
+    b = Builder()
+    x, layers = b.input("x", 1000), []
+    for k in range(4):
+        h = b.op(f"norm{k}", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=1000, seconds=1.0)
+        weights, choices = (
+            b.value(name, b.storage(name, size)) for name, size in ((f"w{k}", 8), (f"c{k}", 1000))
+        )
+        b.add(Op(f"r{k}", "topk", (h,), (weights, choices), Kind.KERNEL, Phase.FORWARD, seconds=0.01))
+        wide = b.op(f"up{k}", [h, choices], Kind.KERNEL, Phase.FORWARD, size_bytes=2000, seconds=1.0)
+        down = b.op(f"down{k}", [wide], Kind.KERNEL, Phase.FORWARD, size_bytes=1000, seconds=1.0)
+        x = b.op(f"mix{k}", [down, weights], Kind.KERNEL, Phase.FORWARD, size_bytes=1000, seconds=1.0)
+        layers.append((h, weights, choices, wide, down))
+    g = b.tangent("t", 1000)
+    for h, weights, choices, wide, down in reversed(layers):
+        g = b.op("gm", [g, weights, down], Kind.KERNEL, Phase.BACKWARD, size_bytes=1000, seconds=1.0)
+        g = b.op("gw", [g, wide], Kind.KERNEL, Phase.BACKWARD, size_bytes=2000, seconds=1.0)
+        g = b.op("gx", [g, h, choices], Kind.KERNEL, Phase.BACKWARD, size_bytes=1000, seconds=1.0)
+    problem = b.build([x], [g])
+    free, bound = (plan_frontier(problem, effort=0.0, remake_saved=remake) for remake in (True, False))
+    assert bound.candidates[-1].replay.peak_bytes <= free.candidates[-1].replay.peak_bytes
+    assert not any(remakes_saved(problem, c.plan) for c in bound.candidates)
+
+
 @pytest.mark.parametrize(("seed", "budget"), [(480, 640), (345, 1110)])
 def test_the_exact_solver_betters_a_plan_and_says_what_it_proved(seed: int, budget: int) -> None:
     problem = random_problem(seed, least=4, most=14)  # one of the few where the planner misses the optimum
