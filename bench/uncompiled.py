@@ -15,11 +15,24 @@ from graphremat.report import Report
 
 
 @contextmanager
-def uncompiled() -> Iterator[None]:
-    """In this block graphs run node by node where Inductor's kernels would run."""
+def uncompiled(
+    graphs: list[fx.GraphModule] | None = None, called: list[tuple[Any, ...]] | None = None
+) -> Iterator[None]:
+    """In this block graphs run node by node where Inductor's kernels would run.
+
+    They are added to ``graphs``, and what they are called with to ``called``.
+    """
 
     def run_by_node(graph: fx.GraphModule, *_: Any, **__: Any) -> Callable[..., Any]:
-        return private.boxed(lambda arguments: fx.Interpreter(graph).boxed_run(arguments))  # type: ignore[no-any-return]
+        if graphs is not None:
+            graphs.append(graph)
+
+        def run(arguments: list[Any]) -> Any:
+            if called is not None:
+                called.append(tuple(arguments))
+            return fx.Interpreter(graph).boxed_run(arguments)  # type: ignore[no-untyped-call]
+
+        return private.boxed(run)  # type: ignore[no-any-return]
 
     with mock.patch.object(private, "compile_fx_inner", run_by_node), private.autograd_cache(False):
         yield

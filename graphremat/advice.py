@@ -123,7 +123,7 @@ def advise(
     Raises:
         OptionError, PlanningError: as :func:`graphremat.plan`.
     """
-    found = plan(model, inputs, device=device, **how)
+    found = plan(model, inputs, device=device, code=False, **how)
     room = usable_bytes(found.device)
     chosen = _best(found, room)
     slowdown = chosen.step_seconds / found.points[0].step_seconds - 1 if found.points[0].step_seconds else 0.0
@@ -158,7 +158,7 @@ def _other_steps(
         found.append(Alternative(what, rates.name, peak_bytes, planned.step_seconds, peak_bytes <= room))
 
     if how.get("lora") is None:
-        adapted = plan(model, inputs, device=device, **{**how, "lora": LORA_RANK})
+        adapted = plan(model, inputs, device=device, code=False, **{**how, "lora": LORA_RANK})
         add(f"adapters of rank {LORA_RANK}", _best(adapted, room))
     if takes_batch(model) and not inputs:
         try:

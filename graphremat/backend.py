@@ -16,7 +16,7 @@ from graphremat.errors import GraphrematError
 from graphremat.fence import standing
 from graphremat.kernel_clock import GraphCode, code_of
 from graphremat.ledger import LEDGER
-from graphremat.lowering import copy_graph_module, keep_saved_inputs
+from graphremat.lowering import copy_graph_module, draws_again, keep_saved_inputs, number_of_outputs
 from graphremat.options import Options
 from graphremat.partitioner import Partitioner
 from graphremat.passes import torch_private as private
@@ -59,11 +59,6 @@ def graphremat(
         return graph.tuned(_compile(gm, example_inputs, parsed, must_plan=True), None).run
     except GraphrematError as error:
         raise _through_dynamo(error) from error.__cause__
-
-
-def _num_outputs(gm: fx.GraphModule) -> int:
-    returned = gm.graph.output_node().args[0]
-    return len(returned) if isinstance(returned, (tuple, list)) else 1
 
 
 class _Graph:
@@ -154,7 +149,7 @@ def _compile(
     *,
     must_plan: bool = False,
 ) -> Compiled:
-    partitioner = Partitioner(options, num_user_outputs=_num_outputs(gm), aim=aim)
+    partitioner = Partitioner(options, num_user_outputs=number_of_outputs(gm), aim=aim)
     if options.lowering == "aot_eager":
         run = _run_op_by_op(gm, example_inputs, partitioner)
     else:
@@ -166,17 +161,16 @@ def _compile_with_inductor(
     gm: fx.GraphModule, example_inputs: Sequence[Any], partitioner: Partitioner, *, cached: bool
 ) -> Callable[..., Any]:
     def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
-        fence = partitioner.fence if kwargs.get("is_backward") else None
-        if not kwargs.get("is_backward"):
+        is_backward = bool(kwargs.get("is_backward"))
+        if not is_backward:
             keep_saved_inputs(graph)
         with (
-            standing(fence),
+            standing(partitioner.fence if is_backward else None),
+            private.one_number_at_a_time(draws_again(graph, is_backward=is_backward)),
             private.buffer_reuse(partitioner.reuses_buffers),
             private.graph_cache_keyed_by_donation(),
             private.origins_in_comments(),
-            private.compiling_as_generated(
-                partitioner.take_generated(is_backward=bool(kwargs.get("is_backward")))
-            ),
+            private.compiling_as_generated(partitioner.take_generated(is_backward=is_backward)),
         ):
             compiled = private.compile_fx_inner(graph, inputs, **kwargs)
         partitioner.codes.append(code_of(compiled))

@@ -106,7 +106,7 @@ def max_batch(
 
     def lowest(batch: int) -> int:
         if batch not in known:
-            known[batch] = plan(lambda: factory(batch), device=device, **how)
+            known[batch] = plan(lambda: factory(batch), device=device, code=False, **how)
         return known[batch].points[-1].peak_bytes
 
     def fastest(batch: int) -> int:

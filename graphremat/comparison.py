@@ -118,7 +118,7 @@ def compare(
         raise OptionError(f"torch_budgets={tuple(torch_budgets)}: each is at least 0 and below 1")
     if not all(every >= 1 for every in every_blocks):
         raise OptionError(f"every_blocks={tuple(every_blocks)}: each is at least 1")
-    forecast = plan(model, inputs, torch_budgets=torch_budgets, **how)
+    forecast = plan(model, inputs, torch_budgets=torch_budgets, code=False, **how)
     return compared(forecast, every_blocks)
 
 

@@ -2,8 +2,9 @@
 
 :func:`plan` traces a model as ``torch.compile`` would and plans its graph, but runs and compiles nothing: no weights
 are in memory where the model is made by a factory, and the device need not be there. Peaks are the planner's own
-replay of the step plus what lives outside of the graph (state of the optimizer, gradients of earlier micro-batches);
-seconds are the device's prices (:mod:`graphremat.passes.costs`).
+replay of the step, or those of the code that a plan becomes where that is generated (but not compiled), plus what lives
+outside of the graph (state of the optimizer, gradients of earlier micro-batches); seconds are the device's prices
+(:mod:`graphremat.passes.costs`).
 
 The graph is the one that a CPU would get, so a kernel that only another device has (flash attention on CUDA, say) is
 planned as the CPU's counterpart of the same interface; and an allocator's fragmentation is in no number here.
@@ -21,36 +22,44 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from graphremat.choose import choose
+from graphremat.candidates import Lowering
+from graphremat.choose import Choice, choose
 from graphremat.errors import BudgetInfeasible, DumpError, OptionError
 from graphremat.optimizers import bytes_of, state_of
 from graphremat.options import Options
-from graphremat.partitioner import fastest_place, plan_behind_torchs, prices
+from graphremat.partitioner import prices
 from graphremat.passes import torch_private as private
 from graphremat.passes.devices import Device, UnknownDevice, find_device
 from graphremat.passes.plan import Plan
+from graphremat.passes.planner import Frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import Replay
+from graphremat.plans import chosen_plan, fastest_place, plan_behind_torchs
 from graphremat.report import TORCHS_PLAN, FrontierPoint
 from graphremat.report_data import ShownStep
 from graphremat.report_page import page_of
 from graphremat.subject import make_subject
-from graphremat.tracing import trace_step
+from graphremat.tracing import TracedStep, trace_step
 from graphremat.units import format_bytes
 
 DEVICE_RESERVE_BYTES = 1 << 30
 """What ``budget="auto"`` leaves of a GPU's memory: the CUDA context with its loaded kernels, libraries' workspaces and
 the allocator's fragmentation. An assumption, not measured by us."""
 
+CODE_OPS = 2000
+"""Up to so many operators the code is generated where nobody says whether to; it takes a second for about 100."""
+
 
 @dataclass(frozen=True)
 class ForecastPoint:
-    """One plan: the step's peak with everything counted, its seconds, and how many of them are recomputation."""
+    """One plan: the step's peak with everything counted, as replayed and, where the code was generated, as that takes;
+    its seconds, and how many of them are recomputation."""
 
     peak_bytes: int
     step_seconds: float
     recompute_seconds: float
     saved_bytes: int
+    generated_peak_bytes: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +101,9 @@ class Forecast:
 
     @property
     def peak_bytes(self) -> int:
-        """The chosen plan's peak."""
-        return self.points[self.chosen].peak_bytes
+        """The chosen plan's peak: its code's, where that was generated."""
+        point = self.points[self.chosen]
+        return point.peak_bytes if point.generated_peak_bytes is None else point.generated_peak_bytes
 
     @property
     def holders(self) -> tuple[tuple[str, int], ...]:
@@ -122,7 +132,7 @@ class Forecast:
         def shown(point: ForecastPoint, origin: str) -> FrontierPoint:
             return FrontierPoint(
                 planned_peak_bytes=point.peak_bytes,
-                generated_peak_bytes=None,
+                generated_peak_bytes=point.generated_peak_bytes,
                 recomputed_seconds=point.recompute_seconds,
                 step_seconds=point.step_seconds,
                 saved_bytes=point.saved_bytes,
@@ -190,8 +200,8 @@ class Forecast:
         )
 
     def table(self, most: int = 12) -> Table:
-        """The plans, thinned to about ``most`` of them, with an arrow at the chosen one."""
-        table = Table("", "peak", "step", "of it again", "saved", box=None, header_style="bold")
+        """The plans by their replays, thinned to about ``most`` of them, with an arrow at the chosen one."""
+        table = Table("", "planned peak", "step", "of it again", "saved", box=None, header_style="bold")
         every = max(1, -(-len(self.points) // most))
         for place, point in enumerate(self.points):
             if place % every and place not in (self.chosen, len(self.points) - 1):
@@ -208,6 +218,7 @@ class Forecast:
     def summary(self) -> str:
         """What a person asks first, in sentences."""
         point = self.points[self.chosen]
+        by_code = "" if point.generated_peak_bytes is None else ", by the code of the plan"
         words = "fits" if self.fits else "does not fit"
         outside = self.optimizer_bytes + self.accumulated_bytes
         held = (
@@ -218,7 +229,7 @@ class Forecast:
         fastest = min(self.points, key=lambda p: p.step_seconds)
         slower = point.step_seconds / fastest.step_seconds - 1 if fastest.step_seconds else 0.0
         return (
-            f"{format_bytes(point.peak_bytes)} at the worst moment, with {held}: {words} {self.device.name} "
+            f"{format_bytes(self.peak_bytes)} at the worst moment{by_code}, with {held}: {words} {self.device.name} "
             f"({format_bytes(self.device.memory_bytes)}). Forward and backward take {point.step_seconds * 1e3:,.2f} ms "
             f"by the device's prices, {slower:.1%} more than the fastest plan, whose peak is "
             f"{format_bytes(fastest.peak_bytes)}. The lowest peak is {format_bytes(self.points[-1].peak_bytes)}."
@@ -254,6 +265,7 @@ def plan(
     lora: int | None = None,
     base: str | None = None,
     torch_budgets: Sequence[float] = (),
+    code: bool | None = None,
 ) -> Forecast:
     """Plan a training step without running it.
 
@@ -272,6 +284,9 @@ def plan(
         base: ``"nf4"`` or ``"int8"`` for frozen linear layers that are held quantised. Their bytes are counted, and
             that the largest is made again; the time of making them is not.
         torch_budgets: values of torch's own ``activation_memory_budget`` to plan for :func:`graphremat.compare`.
+        code: generate the code of the plan as well, as the backend does, and go by its peak, which is that of a run.
+            That takes longer than planning and is for this machine alone. None: where that is meant and the graph has
+            no more operators than :data:`CODE_OPS`.
 
     Raises:
         BudgetInfeasible: no plan is under the budget.
@@ -289,33 +304,39 @@ def plan(
         )
     trained = subject.trained
     outside = sum(map(state, trained)), sum(map(bytes_of, trained)) if accumulate else 0
-    frontier = plan_behind_torchs(Options(), traced.problem, 0.5, traced.torchs)
+    frontier = plan_behind_torchs(Options(), traced.problem, allowed, traced.torchs)
     torchs = frontier.candidates[0].replay if traced.torchs is not None else None
-    candidates = frontier.candidates[fastest_place(frontier) :]
-    replays = [candidate.replay for candidate in candidates]
-
     outside_bytes = sum(outside) - subject.quantised_bytes
+    inside = allowed - outside_bytes if isinstance(allowed, int) else allowed
+    lowering = _code_of(traced, rates, code)
+    choice = _choice(frontier, lowering, inside)
+    first = min(fastest_place(frontier), choice.place)
+    candidates = frontier.candidates[first:]
+    if allowed is None:  # the backend looks little for other plans then, but they are asked for here
+        thorough = plan_behind_torchs(Options(), traced.problem, 0.0, traced.torchs)
+        candidates = candidates[: choice.place - first + 1]
+        below = candidates[-1].replay.peak_bytes
+        candidates += tuple(c for c in thorough.candidates if c.replay.peak_bytes < below)
 
-    def point_of(run: Replay) -> ForecastPoint:
-        return point_of_run(run, outside_bytes)
+    def point_of(place: int, run: Replay) -> ForecastPoint:
+        true_bytes = choice.true_bytes.get(place) if lowering is not None else None
+        generated = None if true_bytes is None else true_bytes + outside_bytes
+        return replace(point_of_run(run, outside_bytes), generated_peak_bytes=generated)
 
-    points = tuple(map(point_of, replays))
-    peaks = [point.peak_bytes for point in points]
-    choice = choose(peaks, peaks.__getitem__, allowed)
     forecast = Forecast(
         device=rates,
-        budget_bytes=choice.budget_bytes,
+        budget_bytes=None if choice.budget_bytes is None else choice.budget_bytes + outside_bytes,
         parameter_bytes=subject.parameter_bytes,
         trained_bytes=sum(map(bytes_of, trained)),
         optimizer_bytes=outside[0],
         accumulated_bytes=outside[1],
-        points=points,
-        chosen=choice.place,
-        torchs=None if torchs is None else point_of(torchs),
+        points=tuple(point_of(place, c.replay) for place, c in enumerate(candidates, first)),
+        chosen=choice.place - first,
+        torchs=None if torchs is None else point_of_run(torchs, outside_bytes),
         ops=len(traced.problem.ops),
         problem=traced.problem,
         plans=tuple(candidate.plan for candidate in candidates),
-        replays=tuple(replays),
+        replays=tuple(candidate.replay for candidate in candidates),
         torchs_plan=traced.torchs,
         torchs_under=traced.torchs_under,
         outside_bytes=outside_bytes,
@@ -323,6 +344,27 @@ def plan(
     if not choice.fits:
         raise _infeasible(forecast)
     return forecast
+
+
+def _code_of(traced: TracedStep, rates: Device, asked: bool | None) -> Lowering | None:
+    """What generates code, if that was asked for or is worth its time; None if not."""
+    if asked and traced.lowering is None:
+        raise OptionError(
+            f"the code for {rates.name} cannot be generated here: leave out code, or the device"
+        )
+    if asked is None and (len(traced.problem.ops) > CODE_OPS or private.inductor_unsupported_config()):
+        return None
+    return traced.lowering if asked is not False else None
+
+
+def _choice(frontier: Frontier, lowering: Lowering | None, allowed: int | float | None) -> Choice:
+    """The plan that the backend takes: by the code's peaks, or by the replays' where no code is to be generated."""
+    if lowering is not None:
+        return chosen_plan(frontier, lowering, allowed, aim=None)
+    first = fastest_place(frontier)
+    peaks = [candidate.replay.peak_bytes for candidate in frontier.candidates]
+    choice = choose(peaks[first:], peaks[first:].__getitem__, allowed)
+    return replace(choice, place=first + choice.place)
 
 
 def _infeasible(lowest: Forecast) -> BudgetInfeasible:

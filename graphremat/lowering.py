@@ -16,14 +16,17 @@ from torch import fx
 
 from graphremat.errors import PlanningError
 from graphremat.passes.hints import default_size_hint
+from graphremat.passes.kinds import SEED_OPS, op_name, replays_from_seed
 from graphremat.passes.torch_private import (
     LoweredGraph,
     donates_buffers,
+    draws_four_numbers,
     first_user_output,
     inductor_compiling_config,
     inductor_unsupported_config,
     inductor_wrapper_code,
     keeps_output_strides,
+    one_number_at_a_time,
     storage_key,
 )
 
@@ -166,9 +169,16 @@ def generate_code(
         )
     copied = copy_graph_module(gm)
     _mark_user_visible(copied, is_backward=is_backward, user_visible_outputs=user_visible_outputs)
-    code = inductor_wrapper_code(
-        copied, example_inputs, is_backward=is_backward, donated_inputs=donated, draft=draft
-    )
+    again = draws_again(gm, is_backward=is_backward)
+    with one_number_at_a_time(again):
+        code = inductor_wrapper_code(
+            copied, example_inputs, is_backward=is_backward, donated_inputs=donated, draft=draft
+        )
+    if again and draws_four_numbers(code.source):
+        raise PlanningError(
+            "the backward would draw other random numbers again than the forward, since the kernels of this torch take "
+            "them from other positions; please report it"
+        )
     return GeneratedCode(
         source=code.source,
         inputs=describe_inputs(names, example_inputs),
@@ -193,6 +203,12 @@ def output_nodes(gm: fx.GraphModule) -> tuple[Any, ...]:
     returned = gm.graph.output_node().args[0]
     assert isinstance(returned, (tuple, list))
     return tuple(returned)
+
+
+def number_of_outputs(gm: fx.GraphModule) -> int:
+    """How many values a graph of Dynamo returns to the user's function."""
+    returned = gm.graph.output_node().args[0]
+    return len(returned) if isinstance(returned, (tuple, list)) else 1
 
 
 def output_names(gm: fx.GraphModule) -> tuple[str | None, ...]:
@@ -321,6 +337,14 @@ def keep_saved_inputs(forward: fx.GraphModule) -> None:
         if isinstance(out, fx.Node) and out.op == "placeholder"
     ]
     meta["user_visible_output_idxs"] = sorted({*meta.get("user_visible_output_idxs", ()), *inputs})
+
+
+def draws_again(gm: fx.GraphModule, *, is_backward: bool) -> bool:
+    """Whether random numbers of this graph are drawn in the other graph, too: a function of the graph alone, since its
+    code is kept in torch's cache. A forward hands on a seed for that, and a backward draws from it."""
+    if is_backward:
+        return any(replays_from_seed(node) for node in gm.graph.nodes)
+    return any(isinstance(out, fx.Node) and op_name(out) in SEED_OPS for out in output_nodes(gm))
 
 
 def _mark_user_visible(gm: fx.GraphModule, *, is_backward: bool, user_visible_outputs: int) -> None:

@@ -68,6 +68,13 @@ def plan(
         Path | None,
         typer.Option("--report", dir_okay=False, help="Write the plan as a page (HTML) into this file."),
     ] = None,
+    code: Annotated[
+        bool | None,
+        typer.Option(
+            help="Generate the plan's code as well and go by its peak; for this CPU alone, where that is done by "
+            "itself unless the model is large."
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say what a training step will take, without running it: no weights in memory, no GPU.
@@ -82,7 +89,7 @@ def plan(
     with Console(stderr=True).status("tracing and planning"):
         found = forecast(
             factory, budget=allowed, device=device, dtype=dtype, lora=lora, base=base, optimizer=optimizer,
-            accumulate=accumulate,
+            accumulate=accumulate, code=code,
         )  # fmt: skip
     typer.echo(found.to_json() if as_json else str(found), nl=as_json)
     if report_to is not None:

@@ -24,7 +24,7 @@ class StepFrontier:
         """Whether any of the plans fits the device."""
         return self.forecast.points[-1].peak_bytes <= usable_bytes(self.forecast.device)
 
-    def rows(self) -> list[dict[str, float]]:
+    def rows(self) -> list[dict[str, Any]]:
         """One mapping a plan: its point, the share of the fastest plan's peak that it takes, the share of that plan's
         seconds that it takes longer, and whether it fits the device."""
         points, room = self.forecast.points, usable_bytes(self.forecast.device)
@@ -69,4 +69,4 @@ def frontier(
     **how: Any,
 ) -> StepFrontier:
     """Every plan of a step, planned without running it; arguments and errors are those of :func:`graphremat.plan`."""
-    return StepFrontier(plan(model, inputs, **how))
+    return StepFrontier(plan(model, inputs, code=False, **how))

@@ -1,4 +1,4 @@
-"""The planning problem of a module's step, traced as the backend traces it; no code is generated and nothing runs."""
+"""The planning problem of a module's step, traced as the backend traces it; nothing is compiled and nothing runs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphremat.candidates import graph_device
+from graphremat.candidates import Lowering, graph_device
 from graphremat.errors import GraphrematError, PlanningError
+from graphremat.lowering import number_of_outputs
 from graphremat.options import Options
-from graphremat.partitioner import prices, saved_by, torchs_graphs, torchs_plan_of
+from graphremat.partitioner import prices
 from graphremat.passes import torch_private as private
 from graphremat.passes.build import build_problem
 from graphremat.passes.classify import read_joint_graph
@@ -19,6 +20,7 @@ from graphremat.passes.devices import Device
 from graphremat.passes.hints import default_size_hint
 from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Problem
+from graphremat.plans import saved_by, torchs_graphs, torchs_plan_of
 
 NO_BUDGET = 1.0
 """The value of torch's ``activation_memory_budget`` that it has by itself."""
@@ -27,12 +29,20 @@ NO_KEYWORDS: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, eq=False)
 class TracedStep:
-    """A step as the planner gets it; ``torchs`` is the plan of torch's own partitioner, None where that cannot be kept
-    or was not asked for; ``torchs_under`` holds its plans under values of its ``activation_memory_budget``."""
+    """A step as the planner gets it.
+
+    Attributes:
+        problem: the graph.
+        torchs: the plan of torch's own partitioner; None where that cannot be kept or was not asked for.
+        torchs_under: its plans under values of its ``activation_memory_budget``.
+        lowering: what generates the code of a plan; None where the prices are those of another device than the one
+            that the graph is on, for which there is no code.
+    """
 
     problem: Problem
     torchs: Plan | None
     torchs_under: Mapping[float, Plan | None] = field(default_factory=dict)
+    lowering: Lowering | None = None
 
 
 class _Traced(private.ShortenTraceback):  # type: ignore[misc]
@@ -49,8 +59,9 @@ class _Tracer(private.CustomPartitionerFn):  # type: ignore[misc]
 
     def __init__(self, device: Device | None, lowering: str, torch_budgets: Sequence[float]) -> None:
         self._device = device
-        self._lowering = lowering
+        self._options = Options.parse({"lowering": lowering})
         self._torch_budgets = torch_budgets
+        self.num_user_outputs = 0
 
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
         static = kwargs.get("static_lifetime_input_indices")
@@ -59,18 +70,24 @@ class _Tracer(private.CustomPartitionerFn):  # type: ignore[misc]
         )
         if not joint.differentiates:
             raise _Traced(None)
-        device = self._device or prices(Options(), graph_device(gm))
-        fuses = self._lowering == "inductor"
+        device = self._device or prices(self._options, graph_device(gm))
+        fuses = self._options.lowering == "inductor"
         here = device.kind == graph_device(gm).type  # what a convolution allocates here says nothing of a GPU
         problem, index = build_problem(
             joint, device, fuses=fuses, size_hint=default_size_hint, runs_here=here
         )
         plans: dict[float, Plan | None] = {}
+        torchs = None
         for fraction in self._torch_budgets:
             with private.activation_memory_budget(fraction):
-                _, backward = torchs_graphs(joint, joint_inputs, static)
-            plans[fraction] = torchs_plan_of(problem, saved_by(backward, joint, problem, index))
-        raise _Traced(TracedStep(problem, plans.pop(NO_BUDGET, None), plans))
+                graphs = torchs_graphs(joint, joint_inputs, static)
+            plans[fraction] = torchs_plan_of(problem, saved_by(graphs[1], joint, problem, index))
+            if fraction == NO_BUDGET and plans[fraction] is not None:
+                torchs = graphs
+        lowering = (
+            Lowering(self._options, joint, problem, index, self.num_user_outputs, torchs) if here else None
+        )
+        raise _Traced(TracedStep(problem, plans.pop(NO_BUDGET, None), plans, lowering))
 
     def uuid(self) -> None:
         """No caching."""
@@ -102,6 +119,7 @@ def trace_step(
     tracer = _Tracer(device, lowering, [NO_BUDGET] * with_torchs + list(torch_budgets))
 
     def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
+        tracer.num_user_outputs = number_of_outputs(gm)
         if lowering == "aot_eager":
             return private.aot_autograd(  # type: ignore[no-any-return]
                 fw_compiler=_no_backward, bw_compiler=_no_backward, partition_fn=tracer

@@ -6,7 +6,7 @@ One section a topic, each with what we rely on, so that a new torch release is c
 import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from inspect import signature
@@ -669,6 +669,26 @@ def buffer_reuse(on: bool) -> AbstractContextManager[None]:
         allow_buffer_reuse=bool(config.allow_buffer_reuse and on)
     )
     return changed
+
+
+def one_number_at_a_time(on: bool) -> Any:
+    """A context in which a CUDA kernel draws each random number from its own position, if ``on``.
+
+    Since torch 2.13 a kernel over one dimension draws four at once from every fourth position, and a kernel over two
+    (a reduction, say) one: what is drawn again with the same seed in the other kind of kernel is something else.
+    """
+    if not on:
+        return nullcontext()
+    from torch._inductor.codegen.triton import TritonOverrides
+
+    if not hasattr(TritonOverrides, "_can_use_4x_random"):
+        return nullcontext()
+    return patch.object(TritonOverrides, "_can_use_4x_random", lambda: False)
+
+
+def draws_four_numbers(source: str) -> bool:
+    """Whether any kernel of generated code does what :func:`one_number_at_a_time` turns off."""
+    return "rand4x(" in source or "randn4x(" in source
 
 
 def graph_cache_keyed_by_donation() -> Any:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import graphremat
 from bench.networks import NETWORKS
-from graphremat import dumps, partitioner
+from graphremat import dumps, plans
 from graphremat.measure import gradient_error, measure_peak
 from graphremat.passes.plan import Plan
 from graphremat.passes.planner import judge, plan_frontier
@@ -80,7 +80,7 @@ def test_networks_keep_their_budgets_and_gradients(name: str) -> None:
     assert seconds[1:] == sorted(seconds[1:])
     assert peaks[1:] == sorted(peaks[1:], reverse=True)
     # Without a budget the search is a shorter one, and torch's own plan is kept where another is hardly better.
-    assert seconds[0] <= seconds[1] * (1 + partitioner.WORTH_IT)
+    assert seconds[0] <= seconds[1] * (1 + plans.WORTH_IT)
     assert peaks[-1] < peaks[0]
 
 
@@ -413,7 +413,7 @@ def test_an_interrupted_compilation_leaves_nothing_and_can_be_repeated(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(partitioner, "plan_frontier", interrupted)
+        patch.setattr(plans, "plan_frontier", interrupted)
         with pytest.raises(KeyboardInterrupt):
             call(x)
     assert all(not p.name.startswith(".") for p in tmp_path.rglob("*"))
@@ -434,7 +434,7 @@ class TestWherePlanningFails:
         def broken(*_: object, **__: object) -> NoReturn:
             raise ZeroDivisionError("a bug")
 
-        monkeypatch.setattr(partitioner, "plan_frontier", broken)
+        monkeypatch.setattr(plans, "plan_frontier", broken)
 
     @pytest.mark.parametrize("budget", [None, 0.0, "1GiB"])
     def test_it_is_a_warning(self, budget: object) -> None:

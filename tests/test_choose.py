@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from graphremat.choose import Choice, choose
-from graphremat.partitioner import _chosen, fastest_place
+from graphremat.plans import chosen_plan, fastest_place
 
 REPLAYED = [1000, 900, 800, 700, 600, 500, 400, 300]
 
@@ -179,7 +179,7 @@ def test_without_a_budget_the_peak_is_no_higher_than_torchs(true: list[int], pla
     lowering: Any = SimpleNamespace(
         truth=truth, problem=SimpleNamespace(input_bytes=0), options=SimpleNamespace(max_lowerings=8)
     )
-    choice = _chosen(frontier, lowering, None, None)
+    choice = chosen_plan(frontier, lowering, None, None)
     assert (choice.place, choice.fits, choice.budget_bytes) == (place, True, None)
     assert choice.true_bytes[place] == true[place] <= max(true[0], 900)
     assert len(looked) == len(set(looked))

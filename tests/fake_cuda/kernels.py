@@ -27,6 +27,15 @@ class Usage:
     spill_bytes: int
 
 
+def least_spills(usages: Iterable[Usage]) -> dict[str, int]:
+    """For each kernel, the bytes that its best launch configuration spills: of several Inductor takes the fastest, and
+    none that spills more than a little if there is another."""
+    least: dict[str, int] = {}
+    for use in usages:
+        least[use.kernel] = min(use.spill_bytes, least.get(use.kernel, use.spill_bytes))
+    return least
+
+
 def sources_of(wrappers: Iterable[str]) -> dict[str, str]:
     """The kernels' sources in wrappers, by name; alike ones are given once."""
     found: dict[str, str] = {}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -13,8 +14,9 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("shim.cpp")
 
 
+@cache
 def load() -> None:
-    """Build the shim, once a source and a torch, and load it.
+    """Build the shim, once a source and a torch, and load it, once a process.
 
     Raises:
         RuntimeError: torch is imported already.

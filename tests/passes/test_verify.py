@@ -9,7 +9,7 @@ import torch.fx as fx
 from torch import nn
 
 import graphremat
-from graphremat import candidates, partitioner
+from graphremat import candidates, plans
 from graphremat.choose import Choice
 from graphremat.passes import build
 from graphremat.passes.plan import Plan, check_plan
@@ -39,7 +39,7 @@ def compile_with(
         return Choice(last, None, True, {last: truth(last)})
 
     monkeypatch.setattr(candidates, "split_joint_graph", broken)
-    monkeypatch.setattr(partitioner, "choose", take_last)
+    monkeypatch.setattr(plans, "choose", take_last)
     torch.compiler.reset()
     parts = (part for _ in range(4) for part in (nn.Linear(16, 16), nn.Tanh()))
     model = nn.Sequential(*parts, *layers, nn.Linear(16, 16), nn.Tanh())
