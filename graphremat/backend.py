@@ -16,7 +16,7 @@ from graphremat.errors import GraphrematError
 from graphremat.fence import standing
 from graphremat.kernel_clock import GraphCode, code_of
 from graphremat.ledger import LEDGER
-from graphremat.lowering import copy_graph_module, draws_again, keep_saved_inputs, number_of_outputs
+from graphremat.lowering import code_as_planned, copy_graph_module, keep_saved_inputs, number_of_outputs
 from graphremat.options import Options
 from graphremat.partitioner import Partitioner
 from graphremat.passes import torch_private as private
@@ -166,7 +166,7 @@ def _compile_with_inductor(
             keep_saved_inputs(graph)
         with (
             standing(partitioner.fence if is_backward else None),
-            private.one_number_at_a_time(draws_again(graph, is_backward=is_backward)),
+            code_as_planned(graph, is_backward=is_backward),
             private.buffer_reuse(partitioner.reuses_buffers),
             private.graph_cache_keyed_by_donation(),
             private.origins_in_comments(),

@@ -7,7 +7,8 @@ overwrite saved tensors that alias no input, no user output and no gradient. The
 :func:`graphremat.passes.torch_private.inductor_wrapper_code`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ import torch
 from torch import fx
 
 from graphremat.errors import PlanningError
+from graphremat.passes.buffers import moves_a_kernel
 from graphremat.passes.hints import default_size_hint
 from graphremat.passes.kinds import SEED_OPS, op_name, replays_from_seed
 from graphremat.passes.torch_private import (
@@ -26,6 +28,7 @@ from graphremat.passes.torch_private import (
     inductor_unsupported_config,
     inductor_wrapper_code,
     keeps_output_strides,
+    no_pattern_if,
     one_number_at_a_time,
     storage_key,
 )
@@ -169,12 +172,11 @@ def generate_code(
         )
     copied = copy_graph_module(gm)
     _mark_user_visible(copied, is_backward=is_backward, user_visible_outputs=user_visible_outputs)
-    again = draws_again(gm, is_backward=is_backward)
-    with one_number_at_a_time(again):
+    with code_as_planned(gm, is_backward=is_backward):
         code = inductor_wrapper_code(
             copied, example_inputs, is_backward=is_backward, donated_inputs=donated, draft=draft
         )
-    if again and draws_four_numbers(code.source):
+    if draws_four_numbers(code.source) and draws_again(gm, is_backward=is_backward):
         raise PlanningError(
             "the backward would draw other random numbers again than the forward, since the kernels of this torch take "
             "them from other positions; please report it"
@@ -345,6 +347,15 @@ def draws_again(gm: fx.GraphModule, *, is_backward: bool) -> bool:
     if is_backward:
         return any(replays_from_seed(node) for node in gm.graph.nodes)
     return any(isinstance(out, fx.Node) and op_name(out) in SEED_OPS for out in output_nodes(gm))
+
+
+@contextmanager
+def code_as_planned(gm: fx.GraphModule, *, is_backward: bool) -> Iterator[None]:
+    """Inductor's ways that would make of the graph what the plan does not say, turned off. What is turned off depends
+    on the graph alone."""
+    again = draws_again(gm, is_backward=is_backward)
+    with one_number_at_a_time(again), no_pattern_if(moves_a_kernel):
+        yield
 
 
 def _mark_user_visible(gm: fx.GraphModule, *, is_backward: bool, user_visible_outputs: int) -> None:

@@ -6,6 +6,9 @@ in memory twice, before and after its function. And of random numbers it keeps t
 byte each that is made of them. The replay counts one buffer: the value's own, which the kernel and all others read.
 """
 
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+
 import torch
 from torch import fx
 
@@ -33,6 +36,25 @@ def keep_buffers(module: fx.GraphModule) -> None:
             continue
         if is_mask(node) or any(_is_read_by_kernel(user) for user in node.users):
             node.meta[REALIZE] = True
+
+
+def moves_a_kernel(nodes: Sequence[fx.Node]) -> bool:
+    """Whether one op in the place of the last of these nodes runs a kernel of theirs behind others that are between.
+
+    Inductor makes one op of a product and an addition. The gradient of an embedding whose weight is also the last
+    layer's is such a sum, of the first product of the backward and of its very last result: in one, the gradient of the
+    logits would live until then.
+    """
+    *others, last = sorted(nodes)
+    first = next((node for node in others if problem_kind(node) is Kind.KERNEL), last)
+    between = takewhile(lambda node: node is not last, _from(first.next)) if first is not last else ()
+    return any(node not in others and problem_kind(node) is Kind.KERNEL for node in between)
+
+
+def _from(node: fx.Node) -> Iterator[fx.Node]:
+    while True:
+        yield node
+        node = node.next
 
 
 def is_mask(node: fx.Node) -> bool:

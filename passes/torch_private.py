@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -684,6 +684,31 @@ def one_number_at_a_time(on: bool) -> Any:
     if not hasattr(TritonOverrides, "_can_use_4x_random"):
         return nullcontext()
     return patch.object(TritonOverrides, "_can_use_4x_random", lambda: False)
+
+
+@contextmanager
+def no_pattern_if(moves: Callable[[Sequence[torch.fx.Node]], bool]) -> Iterator[None]:
+    """A context in which Inductor's passes over a partitioned graph leave alone the nodes of which ``moves`` says so.
+
+    Relied on: each pattern of ``fx_passes.post_grad.pass_patterns`` is an object that decides in ``extra_check``, given
+    a match with its nodes, whether to replace them, in the place of the last.
+    """
+    from torch._inductor.fx_passes import post_grad
+
+    patterns = {
+        id(entry): entry
+        for patterns in post_grad.pass_patterns
+        for entries in patterns.patterns.values()
+        for entry in entries
+    }
+
+    def checked(check: Callable[[Any], bool], match: Any) -> bool:
+        return not moves(match.nodes) and check(match)
+
+    with ExitStack() as stack:
+        for entry in patterns.values():
+            stack.enter_context(patch.object(entry, "extra_check", partial(checked, entry.extra_check)))
+        yield
 
 
 def draws_four_numbers(source: str) -> bool:
