@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
+import graphremat
 from bench import fence
 from bench.networks import NETWORKS
 from bench.uncompiled import planned
-from graphremat.passes.buffers import REALIZE, keep_buffers
+from graphremat import lowering
+from graphremat.passes.buffers import REALIZE, keep_buffers, moves_a_kernel
 from graphremat.passes.problem import Problem
 from graphremat.passes.scratch import channels_last
 from graphremat.units import parse_bytes
@@ -33,6 +35,20 @@ class Chunked(nn.Module):
         return x.pow(2).mean()
 
 
+class Tied(nn.Module):
+    """An embedding whose weight is also the last layer's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(512, 16)
+        blocks = [(nn.Linear(16, 1024), nn.GELU(), nn.Linear(1024, 16)) for _ in range(3)]
+        self.layers = nn.Sequential(*(part for block in blocks for part in block))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        logits = nn.functional.linear(self.layers(self.embedding(tokens)), self.embedding.weight)
+        return nn.functional.cross_entropy(logits.flatten(0, -2), tokens.flatten())
+
+
 @pytest.mark.parametrize("network", ["llama", "mixture_of_experts"])
 def test_the_lowest_planned_peak_is_that_of_the_code(network: str) -> None:
     """With the prices of a named device: those of this machine, and so the plan, are not those of another."""
@@ -50,6 +66,40 @@ def test_the_fence_keeps_shared_weights_from_holding_gradients() -> None:
     assert fenced.refused_fusions > 0
     assert free.refused_fusions == 0
     assert fenced.generated_peak_bytes < 0.9 * free.generated_peak_bytes
+
+
+def test_the_gradient_of_logits_does_not_wait_for_that_of_the_embedding(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In one op with the sum of both gradients, the product that it is for would run last in the backward."""
+
+    def report_of() -> graphremat.Report:
+        torch.manual_seed(0)
+        tokens = torch.randint(512, (8, 64))
+        return planned(Tied(), (tokens,), memory_budget=0.0, device_costs="A100-40GB")
+
+    kept = report_of()
+    assert kept.generated_peak_bytes == pytest.approx(kept.planned_peak_bytes, rel=0.02)
+    monkeypatch.setattr(lowering, "moves_a_kernel", lambda _: False)
+    logits_bytes = 8 * 64 * 512 * 4
+    assert report_of().generated_peak_bytes > kept.generated_peak_bytes + 0.9 * logits_bytes
+
+
+def test_a_kernel_is_moved_by_what_runs_between() -> None:
+    graph = fx.Graph()
+    a, b = graph.placeholder("a"), graph.placeholder("b")
+    product = graph.call_function(torch.ops.aten.mm.default, (a, b))
+    view = graph.call_function(torch.ops.aten.t.default, (a,))
+    at_once = graph.call_function(torch.ops.aten.add.Tensor, (product, view))
+    other = graph.call_function(torch.ops.aten.mm.default, (at_once, b))
+    late = graph.call_function(torch.ops.aten.add.Tensor, (product, other))
+    for node in (product, view, at_once, other, late):
+        node.meta["val"] = torch.empty(4, 4, device="meta")
+    assert not moves_a_kernel([at_once, product])
+    assert moves_a_kernel([late, product])
+    assert not moves_a_kernel([late, other])
+    assert not moves_a_kernel([late, other, product, at_once])  # what runs between is among them
+    assert not moves_a_kernel([late])
 
 
 def test_a_convolution_has_no_second_copy_of_its_weights() -> None:
