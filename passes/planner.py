@@ -151,7 +151,11 @@ def plan_frontier(
     found += _block_plans(problem, found[0].plan.saved)
     highest = max(c.replay.peak_bytes for c in found)
     if time.monotonic() < deadline:
-        found += _chain_plans(problem, highest, plans, most_recomputations, deadline)
+        found += _chain_plans(problem, problem, highest, plans, most_recomputations, deadline)
+    if time.monotonic() < deadline and effort >= 1:
+        found += _chain_plans(
+            problem, with_free_traffic(problem), highest, plans, most_recomputations, deadline
+        )
     bound = Bound(problem)
     looks = round(effort * min(MOST_LOOKS, SEARCH_WORK // max(1, len(problem.ops))))
     if looks >= LEAST_LOOKS:
@@ -231,14 +235,20 @@ def _block_plans(problem: Problem, outside: Sequence[int]) -> list[Candidate]:
 
 
 def _chain_plans(
-    problem: Problem, highest_bytes: int, most: int, most_recomputations: int | None, deadline: float
+    problem: Problem,
+    priced: Problem,
+    highest_bytes: int,
+    most: int,
+    most_recomputations: int | None,
+    deadline: float,
 ) -> list[Candidate]:
-    """Plans of the programme over stages, at ``most`` of its budgets; none where there is one stage only."""
-    stages = find_stages(problem)
+    """Plans of the programme over stages by the prices of ``priced``, which is ``problem`` otherwise, at ``most`` of
+    its budgets; none where there is one stage only."""
+    stages = find_stages(priced)
     if len(stages) < 2:
         return []
-    choices = segment_choices(problem, stages)
-    programme = Programme(problem, stages, choices, highest_bytes, most_recomputations)
+    choices = segment_choices(priced, stages)
+    programme = Programme(priced, stages, choices, highest_bytes, most_recomputations)
     found: dict[Plan, Candidate] = {}
     for budget in programme.budgets(most):
         if time.monotonic() >= deadline:
@@ -257,6 +267,16 @@ def _chain_plans(
         if plan not in found:
             found[plan] = judge(problem, plan)
     return list(found.values())
+
+
+def with_free_traffic(problem: Problem) -> Problem:
+    """The problem in which only arithmetic costs something: plans for the lowest peaks.
+
+    The programme weighs seconds against bytes segment by segment, and a value that is dear to make again (a mask, say)
+    it keeps although that stands at the very peak. By these prices it makes again whatever only moves memory.
+    """
+    ops = tuple(op if op.flops else replace(op, seconds=0.0, fused_seconds=0.0) for op in problem.ops)
+    return replace(problem, ops=ops)
 
 
 def made_beside_saved(problem: Problem, plan: Plan) -> list[int]:
