@@ -39,6 +39,8 @@ ROOT = Path(__file__).resolve().parents[1]
 MIB = 2.0**20
 DECODER_MARKS = ("<!-- decoder -->", "<!-- end of decoder -->")
 LOWERED = ROOT / "bench" / "results" / "lowered.jsonl"
+EXECUTED = LOWERED.with_name("executed.jsonl")
+EXECUTED_MARKS = ("<!-- executed -->", "<!-- end of executed -->")
 LOWERED_MARKS = ("<!-- lowered -->", "<!-- end of lowered -->")
 BUDGETS_MARKS = ("<!-- budgets -->", "<!-- end of budgets -->")
 
@@ -125,32 +127,63 @@ def budgets_table(rows: Sequence[Measurement]) -> list[str]:
 
 def lowered_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What ``tests.fake_cuda.lower`` printed as lines of Markdown; peaks are whole."""
-    lines: list[tuple[str, ...]] = [
-        (
-            "network",
-            "budget",
-            "KiB",
-            "of the code, KiB",
-            "planned",
-            "kernels",
-            "binaries",
-            "registers",
-            "spilled",
-        )
-    ]
+    header = (
+        "network",
+        "budget",
+        "KiB",
+        "of the code, KiB",
+        "planned",
+        "kernels",
+        "binaries",
+        "registers",
+        "kernels that spill",
+        "bytes",
+    )
+    lines = []
     for row in rows:
         kept = "" if row["budget_bytes"] is None else f"{row['budget_bytes'] / 1024:,.0f}"
+        counts = ("kernels", "binaries", "most_registers", "spilling_kernels", "least_spill_bytes")
         lines.append(
             (
                 row["network"],
-                "none" if row["budget"] is None else str(row["budget"]),
+                _budget_of(row),
                 kept,
                 f"{row['generated_bytes'] / 1024:,.0f}",
                 f"{row['planned_bytes'] / row['generated_bytes'] - 1:+.1%}",
-                *(f"{row[what]:,}" for what in ("kernels", "binaries", "most_registers", "spill_bytes")),
+                *(f"{row[what]:,}" for what in counts),
             )
         )
-    return table_of(lines[0], lines[1:])
+    return table_of(header, lines)
+
+
+def executed_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What ``tests.fake_cuda.execute`` printed as lines of Markdown."""
+    header = (
+        "network",
+        "weights",
+        "budget",
+        "ops again",
+        "gradient off by",
+        "that of eager",
+        "derivative off by",
+    )
+    errors = ("gradient_error", "gradient_error_of_eager", "derivative_error")
+    lines = [
+        (
+            row["network"],
+            row["dtype"],
+            _budget_of(row),
+            str(row["recomputed_ops"]),
+            *(f"{row[error]:.1e}" if error in row else "" for error in errors),
+        )
+        for row in rows
+    ]
+    return table_of(header, lines)
+
+
+def _budget_of(row: Mapping[str, Any]) -> str:
+    names = {None: "none", "torch": "torch.compile"}
+    return names.get(row["budget"], str(row["budget"]))
 
 
 def write_page(page: Path, folder: Path) -> None:
@@ -158,9 +191,12 @@ def write_page(page: Path, folder: Path) -> None:
     decoder = [json.loads(line) for line in (folder / "decoder.jsonl").read_text().splitlines()]
     budgets_rows = list(read_results(folder / "budgets.jsonl").values())
     insert(page, "\n".join(decoder_table(decoder)) + "\n", DECODER_MARKS)
-    lowered = [json.loads(line) for line in LOWERED.read_text().splitlines()]
+    lowered, executed = (
+        [json.loads(line) for line in path.read_text().splitlines()] for path in (LOWERED, EXECUTED)
+    )
     insert(page, "\n".join(budgets_table(budgets_rows)) + "\n", BUDGETS_MARKS)
     insert(page, "\n".join(lowered_table(lowered)) + "\n", LOWERED_MARKS)
+    insert(page, "\n".join(executed_table(executed)) + "\n", EXECUTED_MARKS)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
