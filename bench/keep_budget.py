@@ -41,6 +41,7 @@ from bench.sources import digest_of
 from graphremat.candidates import ROUNDING_BYTES
 from graphremat.errors import GraphrematError
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
+from graphremat.passes.torch_private import one_number_at_a_time
 
 MIB = 2.0**20
 STEP_SEED = 7
@@ -67,7 +68,10 @@ class Bench:
         self.device = device
         self.case: Case = NETWORKS[network].build(size).to(device)
         self.start = {name: value.clone() for name, value in self.case.model.state_dict().items()}
-        self.reference = self.first_step(self.compiled_by_torch() if self.case.random else self.case.model)
+        with one_number_at_a_time(self.case.random):  # as graphremat draws them
+            self.reference = self.first_step(
+                self.compiled_by_torch() if self.case.random else self.case.model
+            )
 
     def compiled_by_torch(self) -> Callable[..., Any]:
         """The network under torch's own backend of the same lowering."""
@@ -135,7 +139,8 @@ def measure(bench: Bench, row: Measurement, done: Mapping[str, Measurement], rou
     """Compile and measure one row; what goes wrong is recorded in it."""
     try:
         if row.label == TORCH:
-            return bench.measure(bench.compiled_by_torch(), row, rounds)
+            with one_number_at_a_time(bench.case.random):
+                return bench.measure(bench.compiled_by_torch(), row, rounds)
         budget = budget_of(row.label, done)
         row = replace(row, memory_budget=budget)
         before = graphremat.reports()

@@ -18,7 +18,7 @@ from torch import fx
 from graphremat.errors import PlanningError
 from graphremat.passes.buffers import moves_a_kernel
 from graphremat.passes.hints import default_size_hint
-from graphremat.passes.kinds import SEED_OPS, op_name, replays_from_seed
+from graphremat.passes.kinds import replays_from_seed
 from graphremat.passes.torch_private import (
     LoweredGraph,
     donates_buffers,
@@ -172,13 +172,13 @@ def generate_code(
         )
     copied = copy_graph_module(gm)
     _mark_user_visible(copied, is_backward=is_backward, user_visible_outputs=user_visible_outputs)
-    with code_as_planned(gm, is_backward=is_backward):
+    with code_as_planned(gm):
         code = inductor_wrapper_code(
             copied, example_inputs, is_backward=is_backward, donated_inputs=donated, draft=draft
         )
-    if draws_four_numbers(code.source) and draws_again(gm, is_backward=is_backward):
+    if draws_four_numbers(code.source):
         raise PlanningError(
-            "the backward would draw other random numbers again than the forward, since the kernels of this torch take "
+            "a backward might draw other random numbers again than its forward, since the kernels of this torch take "
             "them from other positions; please report it"
         )
     return GeneratedCode(
@@ -341,21 +341,20 @@ def keep_saved_inputs(forward: fx.GraphModule) -> None:
     meta["user_visible_output_idxs"] = sorted({*meta.get("user_visible_output_idxs", ()), *inputs})
 
 
-def draws_again(gm: fx.GraphModule, *, is_backward: bool) -> bool:
-    """Whether random numbers of this graph are drawn in the other graph, too: a function of the graph alone, since its
-    code is kept in torch's cache. A forward hands on a seed for that, and a backward draws from it."""
-    if is_backward:
-        return any(replays_from_seed(node) for node in gm.graph.nodes)
-    return any(isinstance(out, fx.Node) and op_name(out) in SEED_OPS for out in output_nodes(gm))
-
-
 @contextmanager
-def code_as_planned(gm: fx.GraphModule, *, is_backward: bool) -> Iterator[None]:
-    """Inductor's ways that would make of the graph what the plan does not say, turned off. What is turned off depends
-    on the graph alone."""
-    again = draws_again(gm, is_backward=is_backward)
-    with one_number_at_a_time(again), no_pattern_if(moves_a_kernel):
+def code_as_planned(gm: fx.GraphModule) -> Iterator[None]:
+    """Inductor's ways that would make of a graph what the plan does not say, turned off.
+
+    What is turned off depends on the graph alone, whose code is kept in torch's cache. Random numbers are then those of
+    every other plan with the same seed, and of the recomputation in the other graph.
+    """
+    with one_number_at_a_time(draws_numbers(gm)), no_pattern_if(moves_a_kernel):
         yield
+
+
+def draws_numbers(gm: fx.GraphModule) -> bool:
+    """Whether the graph draws random numbers from a seed."""
+    return any(map(replays_from_seed, gm.graph.nodes))
 
 
 def _mark_user_visible(gm: fx.GraphModule, *, is_backward: bool, user_visible_outputs: int) -> None:

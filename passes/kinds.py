@@ -113,9 +113,6 @@ RANDOM_OPS = frozenset(
 REPLAYABLE_RANDOM_OPS = frozenset({"prims.inductor_random", "prims.inductor_randint"})
 
 
-SEED_OPS = frozenset({"prims.inductor_seed", "prims.inductor_seeds", "prims.inductor_lookup_seed"})
-
-
 def op_name(node: fx.Node) -> str:
     """The operator of a node without its overload: ``"aten.mm"``, ``"prims.iota"``, or a function's own name."""
     return _target_name(node.target)

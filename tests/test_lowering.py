@@ -159,13 +159,13 @@ def test_what_would_compile_is_named() -> None:
     assert codes[0].switched_off == ("benchmark_fusion",)
 
 
-@pytest.mark.parametrize("saved", ["seed", "number"])
-def test_a_forward_that_hands_on_a_seed_is_one_whose_numbers_are_drawn_again(saved: str) -> None:
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_graph_that_draws_numbers_is_told_by_its_ops(draws: bool) -> None:
     graph = fx.Graph()
     seeds = graph.call_function(torch.ops.prims.inductor_seeds.default, (1, torch.device("cpu")))
     seed = graph.call_function(torch.ops.prims.inductor_lookup_seed.default, (seeds, 0))
     number = graph.call_function(torch.ops.prims.inductor_random.default, ([4], seed, "rand"))
-    graph.output((number, {"seed": seed, "number": number}[saved]))
+    graph.output((number if draws else seed,))
+    graph.eliminate_dead_code()
     module = fx.GraphModule(nn.Module(), graph)
-    assert lowering.draws_again(module, is_backward=False) == (saved == "seed")
-    assert lowering.draws_again(module, is_backward=True)
+    assert lowering.draws_numbers(module) == draws
