@@ -102,7 +102,8 @@ class _Reader:
         self._sizes: dict[str, int] = {}
         tensors = (t for node in joint.module.graph.nodes for t in tensors_in(node.meta.get("val")))
         self._on_cpu = all(t.device.type in ("cpu", "meta") for t in tensors)
-        self._builder = Builder(fuses=fuses, groups=fuses and self._on_cpu)
+        self._code_for_cpu = self._on_cpu and (runs_here or device.kind == "cpu")
+        self._builder = Builder(fuses=fuses, groups=fuses and self._code_for_cpu)
 
     def read(self, node: fx.Node) -> None:
         val = node.meta.get("val")
@@ -132,7 +133,7 @@ class _Reader:
         reads = self._reads(node)
         cost = op_cost(node, self._device, self._hint)
         packing = mask_seconds(node, self._device, self._hint) if self._fuses else 0.0
-        kind = problem_kind(node)
+        kind = problem_kind(node, for_cpu=self._code_for_cpu)
         if kind is Kind.VIEW and reads and tensors_in(val):
             writes = self._write(node, val, self._builder.storage_of(reads[0]))
         else:

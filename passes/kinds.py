@@ -202,12 +202,18 @@ def _without_dropout(node: fx.Node) -> bool:
     return isinstance(dropout, (int, float)) and dropout == 0
 
 
-def problem_kind(node: fx.Node) -> problem.Kind:
-    """The same in the coarser words of the torch-free problem; what costs nothing is a view there."""
+def problem_kind(node: fx.Node, *, for_cpu: bool | None = None) -> problem.Kind:
+    """The same in the coarser words of the torch-free problem; what costs nothing is a view there.
+
+    ``for_cpu`` is whether the code will be for a CPU; None for what the result lies on.
+    """
     if replays_from_seed(node):
         return problem.Kind.FUSIBLE
-    if op_name(node) == "aten.cat" and all(t.device.type != "cuda" for t in tensors_in(node.meta.get("val"))):
-        return problem.Kind.REDUCTION  # Inductor computes the parts straight into the buffer (`lowering.cat`)
+    if op_name(node) == "aten.cat":
+        if for_cpu is None:
+            for_cpu = all(t.device.type != "cuda" for t in tensors_in(node.meta.get("val")))
+        if for_cpu:
+            return problem.Kind.REDUCTION  # Inductor computes the parts straight into the buffer (`lowering.cat`)
     return _PROBLEM_KIND[classify_kind(node)]
 
 

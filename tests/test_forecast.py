@@ -21,6 +21,7 @@ from graphremat.forecast import DEVICE_RESERVE_BYTES, usable_bytes
 from graphremat.optimizers import OPTIMIZERS
 from graphremat.passes import scratch
 from graphremat.passes.devices import DEVICES
+from graphremat.passes.problem import Kind
 from tests.pages import alive_bytes, data_of
 
 pytestmark = pytest.mark.usefixtures("fresh_compiler")
@@ -296,3 +297,20 @@ def test_a_buffer_for_a_mask_costs_a_processor_more_than_one_for_what_it_is_made
         )
         assert (mask.seconds > 2 * made_of.seconds) == is_dearer
         assert mask.fused_seconds < made_of.seconds
+
+
+def test_for_a_gpu_ops_become_the_kernels_of_a_gpu() -> None:
+    """On a CPU several loops are one function, and concatenation is one that fills a buffer."""
+
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left, self.right = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([self.left(x), self.right(x)], 1).tanh().sum()
+
+    here, there = (graphremat.plan(Halves(), (torch.randn(4, 8),), device=d).problem for d in (None, "L4"))
+    kinds = [next(op.kind for op in p.ops if op.target == "aten.cat.default") for p in (here, there)]
+    assert kinds == [Kind.REDUCTION, Kind.FUSIBLE]
+    assert (here.groups, there.groups) == (True, False)

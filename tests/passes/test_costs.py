@@ -322,7 +322,8 @@ def test_concatenated_parts_get_a_buffer_on_a_processor() -> None:
     graph = fx.Graph()
     x = placeholder(graph, 2, 2)
     whole = call(graph, aten.cat.default, ([x, x],), torch.empty(4, 2, device="meta"))
-    assert problem_kind(whole) is Kind.REDUCTION
+    assert problem_kind(whole) is problem_kind(whole, for_cpu=True) is Kind.REDUCTION
+    assert problem_kind(whole, for_cpu=False) is Kind.FUSIBLE
     assert classify_kind(whole) is NodeKind.FUSIBLE  # its price is that of a copy
 
 
