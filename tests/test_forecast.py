@@ -2,7 +2,6 @@
 
 import json
 import resource
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,33 +44,16 @@ def layers(width: int = 64, count: int = 6) -> nn.Module:
     return nn.Sequential(*[m for _ in range(count) for m in (nn.Linear(width, width), nn.Tanh())])
 
 
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    """With one thread Inductor makes other loops, of which the replay is up to 2.7% off in linear_stack."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.mark.usefixtures("two_threads")
-@pytest.mark.parametrize("name", ["llama", "dropout_gpt", "linear_stack", "two_losses"])
-def test_the_forecast_is_the_plan_of_the_backend_and_its_bytes(name: str) -> None:
-    def make() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
-        case = NETWORKS[name].build("tiny")
-        return case.model, case.inputs
-
-    # This machine's own prices, and so the plan and how far its bytes are off, are not those of another machine.
-    found = graphremat.plan(make, budget=0.0, device="A100-40GB")
-    case = NETWORKS[name].build("tiny")
-    report = planned(case.model, case.inputs, memory_budget=0.0, device_costs="A100-40GB")
-    assert found.peak_bytes == report.planned_peak_bytes
-    assert found.peak_bytes == pytest.approx(report.generated_peak_bytes, rel=0.02)
-    assert found.step_seconds == pytest.approx(report.step_seconds)
-
-
 @pytest.mark.parametrize(
-    ("name", "budget"), [("post_norm", None), ("called_twice", 0.5), ("resnet", 0.25), ("linear_stack", 0.0)]
+    ("name", "budget"),
+    [
+        ("post_norm", None),
+        ("llama", 0.0),
+        ("dropout_gpt", 0.0),
+        ("called_twice", 0.5),
+        ("resnet", 0.25),
+        ("linear_stack", 0.0),
+    ],
 )
 def test_for_this_machine_the_peak_is_that_of_the_code_that_the_backend_compiles(
     name: str, budget: float | None
@@ -85,6 +67,7 @@ def test_for_this_machine_the_peak_is_that_of_the_code_that_the_backend_compiles
     report = planned(case.model, case.inputs, memory_budget=budget)
     assert found.peak_bytes == found.points[found.chosen].generated_peak_bytes == report.generated_peak_bytes
     assert found.points[found.chosen].peak_bytes == report.planned_peak_bytes
+    assert found.step_seconds == pytest.approx(report.step_seconds)
     assert "by the code of the plan" in found.summary()
 
 

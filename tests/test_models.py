@@ -171,11 +171,10 @@ def test_a_batch_of_nothing() -> None:
 @pytest.mark.parametrize(("lora", "budget"), [(None, 0.5), (8, 0.0)])
 def test_a_planned_step_is_the_measured_one(lora: int | None, budget: float) -> None:
     factory = find_model("llama-tiny", batch=4, sequence=256)
-    # This machine's own prices, and so the plan and how far its bytes are off, are not those of another machine.
-    found = graphremat.plan(factory, budget=budget, lora=lora, device="A100-40GB")
+    found = graphremat.plan(factory, budget=budget, lora=lora)
     subject = make_subject(factory, lora=lora)
     torch.compiler.reset()
-    options = {"memory_budget": found.peak_bytes, "device_costs": "A100-40GB"}
+    options = {"memory_budget": found.peak_bytes}
     step = torch.compile(subject.model, backend="graphremat", options=options)
 
     def run() -> None:
@@ -183,4 +182,4 @@ def test_a_planned_step_is_the_measured_one(lora: int | None, budget: float) -> 
 
     run()
     peak = measure_peak(run, clear=subject.model.zero_grad).peak_bytes + found.problem.input_bytes
-    assert peak == pytest.approx(found.peak_bytes, rel=0.03)
+    assert peak == pytest.approx(found.peak_bytes, rel=0.005)
