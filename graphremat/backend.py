@@ -166,7 +166,7 @@ def _compile_with_inductor(
             keep_saved_inputs(graph)
         with (
             standing(partitioner.fence if is_backward else None),
-            code_as_planned(graph),
+            code_as_planned(graph, fenced=partitioner.fence is not None),
             private.buffer_reuse(partitioner.reuses_buffers),
             private.graph_cache_keyed_by_donation(),
             private.origins_in_comments(),

@@ -156,6 +156,7 @@ def generate(
             backward,
             user_visible_outputs=num_user_outputs,
             num_forward_outputs=num_forward_outputs,
+            fenced=fence is not None,
         )
 
     forward_code, backward_code = (replace(code, lowered=None) for code in codes)

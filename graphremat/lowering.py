@@ -8,7 +8,7 @@ overwrite saved tensors that alias no input, no user output and no gradient. The
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -105,6 +105,7 @@ def generate_step_code(
     *,
     user_visible_outputs: int = 0,
     num_forward_outputs: int | None = None,
+    fenced: bool = False,
     draft: bool = False,
 ) -> tuple[GeneratedCode, GeneratedCode]:
     """The wrappers of a partitioned step, the backward lowered for the strides that the forward produces.
@@ -114,7 +115,7 @@ def generate_step_code(
         user_visible_outputs: how many outputs the user's model has (they keep eager's strides).
         num_forward_outputs: how many of the forward's outputs AOTAutograd gets before the saved values (mutated
             inputs, user outputs, intermediate bases); by default the user's outputs after the mutated inputs.
-        draft: as for :func:`generate_code`.
+        fenced, draft: as for :func:`generate_code`.
 
     Raises:
         PlanningError: Inductor is configured to generate no Python wrapper.
@@ -124,13 +125,16 @@ def generate_step_code(
         placeholder_values(forward),
         is_backward=False,
         user_visible_outputs=user_visible_outputs,
+        fenced=fenced,
         draft=draft,
     )
     if num_forward_outputs is None:
         num_forward_outputs = first_user_output(forward.graph) + user_visible_outputs
     donated = donated_inputs(forward, backward, num_forward_outputs)
     values = restrided_values(forward, backward, forward_code.output_strides, num_forward_outputs)
-    return forward_code, generate_code(backward, values, is_backward=True, donated=donated, draft=draft)
+    return forward_code, generate_code(
+        backward, values, is_backward=True, donated=donated, fenced=fenced, draft=draft
+    )
 
 
 def generate_code(
@@ -140,6 +144,7 @@ def generate_code(
     is_backward: bool,
     user_visible_outputs: int = 0,
     donated: Sequence[int] = (),
+    fenced: bool = False,
     draft: bool = False,
 ) -> GeneratedCode:
     """Run Inductor on a copy of `gm`, under its current configuration, until it would start a compiler.
@@ -152,6 +157,7 @@ def generate_code(
         is_backward: which of the two it is.
         user_visible_outputs: forward only: how many outputs the user's model has.
         donated: backward only: positions of the placeholders that Inductor may overwrite (:func:`donated_inputs`).
+        fenced: as for :func:`code_as_planned`.
         draft: write the CPU's kernels without vector instructions, in three quarters of the time. The allocations are
             nearly always the same, but not by construction: what is relied on must come from no draft.
 
@@ -172,7 +178,7 @@ def generate_code(
         )
     copied = copy_graph_module(gm)
     _mark_user_visible(copied, is_backward=is_backward, user_visible_outputs=user_visible_outputs)
-    with code_as_planned(gm):
+    with code_as_planned(gm, fenced=fenced):
         code = inductor_wrapper_code(
             copied, example_inputs, is_backward=is_backward, donated_inputs=donated, draft=draft
         )
@@ -342,13 +348,13 @@ def keep_saved_inputs(forward: fx.GraphModule) -> None:
 
 
 @contextmanager
-def code_as_planned(gm: fx.GraphModule) -> Iterator[None]:
+def code_as_planned(gm: fx.GraphModule, *, fenced: bool) -> Iterator[None]:
     """Inductor's ways that would make of a graph what the plan does not say, turned off.
 
-    What is turned off depends on the graph alone, whose code is kept in torch's cache. Random numbers are then those of
-    every other plan with the same seed, and of the recomputation in the other graph.
+    Random numbers are those of every other plan with the same seed, and of the recomputation in the other graph. Where
+    the backward is ``fenced`` (:mod:`graphremat.fence`), no product waits for the sum that it is added in.
     """
-    with one_number_at_a_time(draws_numbers(gm)), no_pattern_if(moves_a_kernel):
+    with one_number_at_a_time(draws_numbers(gm)), no_pattern_if(moves_a_kernel) if fenced else nullcontext():
         yield
 
 
