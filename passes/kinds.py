@@ -212,8 +212,8 @@ def problem_kind(node: fx.Node, *, for_cpu: bool | None = None) -> problem.Kind:
     if op_name(node) == "aten.cat":
         if for_cpu is None:
             for_cpu = all(t.device.type != "cuda" for t in tensors_in(node.meta.get("val")))
-        if for_cpu:
-            return problem.Kind.REDUCTION  # Inductor computes the parts straight into the buffer (`lowering.cat`)
+        if for_cpu:  # Inductor computes the parts straight into the buffer (`lowering.cat`)
+            return problem.Kind.REDUCTION
     return _PROBLEM_KIND[classify_kind(node)]
 
 
