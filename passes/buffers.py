@@ -6,8 +6,7 @@ in memory twice, before and after its function. And of random numbers it keeps t
 byte each that is made of them. The replay counts one buffer: the value's own, which the kernel and all others read.
 """
 
-from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -45,16 +44,14 @@ def moves_a_kernel(nodes: Sequence[fx.Node]) -> bool:
     layer's is such a sum, of the first product of the backward and of its very last result: in one, the gradient of the
     logits would live until then.
     """
-    *others, last = sorted(nodes)
-    first = next((node for node in others if problem_kind(node) is Kind.KERNEL), last)
-    between = takewhile(lambda node: node is not last, _from(first.next)) if first is not last else ()
-    return any(node not in others and problem_kind(node) is Kind.KERNEL for node in between)
-
-
-def _from(node: fx.Node) -> Iterator[fx.Node]:
-    while True:
-        yield node
+    matched = sorted(nodes)
+    kernels = [node for node in matched[:-1] if problem_kind(node) is Kind.KERNEL]
+    node = kernels[0].next if kernels else matched[-1]
+    while node is not matched[-1]:
+        if node not in matched and problem_kind(node) is Kind.KERNEL:
+            return True
         node = node.next
+    return False
 
 
 def is_mask(node: fx.Node) -> bool:

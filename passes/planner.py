@@ -26,7 +26,7 @@ from graphremat.passes.replay import Replay, replay
 from graphremat.passes.schedule import ScheduleError, schedule
 from graphremat.passes.search import RULES, Search, State, remakes_saved
 from graphremat.passes.segments import segment_choices
-from graphremat.passes.stages import find_stages
+from graphremat.passes.stages import Stages, find_stages
 
 log = logging.getLogger("graphremat.planner")
 
@@ -150,12 +150,10 @@ def plan_frontier(
     ]
     found += _block_plans(problem, found[0].plan.saved)
     highest = max(c.replay.peak_bytes for c in found)
-    if time.monotonic() < deadline:
-        found += _chain_plans(problem, problem, highest, plans, most_recomputations, deadline)
-    if time.monotonic() < deadline and effort >= 1:
-        found += _chain_plans(
-            problem, with_free_traffic(problem), highest, plans, most_recomputations, deadline
-        )
+    stages = find_stages(problem)
+    for priced in (problem, with_free_traffic(problem)) if effort >= 1 else (problem,):
+        if time.monotonic() < deadline:
+            found += _chain_plans(problem, priced, stages, highest, plans, most_recomputations, deadline)
     bound = Bound(problem)
     looks = round(effort * min(MOST_LOOKS, SEARCH_WORK // max(1, len(problem.ops))))
     if looks >= LEAST_LOOKS:
@@ -237,6 +235,7 @@ def _block_plans(problem: Problem, outside: Sequence[int]) -> list[Candidate]:
 def _chain_plans(
     problem: Problem,
     priced: Problem,
+    stages: Stages,
     highest_bytes: int,
     most: int,
     most_recomputations: int | None,
@@ -244,7 +243,6 @@ def _chain_plans(
 ) -> list[Candidate]:
     """Plans of the programme over stages by the prices of ``priced``, which is ``problem`` otherwise, at ``most`` of
     its budgets; none where there is one stage only."""
-    stages = find_stages(priced)
     if len(stages) < 2:
         return []
     choices = segment_choices(priced, stages)
