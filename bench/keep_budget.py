@@ -246,16 +246,17 @@ def run(
     rounds: int,
     progress: Progress,
     device: str = "cpu",
+    labels: Sequence[str] = LABELS,
 ) -> dict[str, list[Measurement]]:
-    """All rows of all networks, from ``out`` where the same sources have measured them, else measured now."""
+    """The rows of all networks, from ``out`` where the same sources have measured them, else measured now."""
     known = read_results(out)
     sources = sources_digest()
     rows: dict[str, list[Measurement]] = {}
-    task = progress.add_task("", total=len(names) * len(LABELS))
+    task = progress.add_task("", total=len(names) * len(labels))
     for name in names:
         bench: Bench | None = None
         done: dict[str, Measurement] = {}
-        for label in LABELS:
+        for label in labels:
             progress.update(task, description=f"{name} {label}")
             row = new_row(name, size, lowering, label, sources, device)
             if row.key in known and known[row.key].failure is None:
@@ -274,6 +275,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.keep_budget", description=__doc__)
     parser.add_argument("--size", default="small", help="size of the networks (default: %(default)s)")
     parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: all)")
+    parser.add_argument(
+        "--budgets", default=",".join(LABELS), help="comma-separated, in this order (default: %(default)s)"
+    )
     parser.add_argument("--lowering", default="inductor", choices=("inductor", "aot_eager"))
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: %(default)s)")
@@ -283,6 +287,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     unknown = [name for name in names if name not in NETWORKS]
     if unknown:
         parser.error(f"unknown networks {', '.join(unknown)}; known: {', '.join(NETWORKS)}")
+    labels = chosen.budgets.split(",")
+    if wrong := [label for label in labels if label not in LABELS]:
+        parser.error(f"unknown budgets {', '.join(wrong)}; known: {', '.join(LABELS)}")
     torch.compiler.config.force_disable_caches = (
         True  # a graph from torch's cache is not planned, and has no report
     )
@@ -291,7 +298,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        rows = run(names, chosen.size, chosen.lowering, chosen.out, chosen.rounds, progress, chosen.device)
+        rows = run(
+            names,
+            chosen.size,
+            chosen.lowering,
+            chosen.out,
+            chosen.rounds,
+            progress,
+            chosen.device,
+            labels,
+        )
     table, bad = table_of(rows, title=f"{chosen.size} networks lowered by {chosen.lowering}; bytes in MiB")
     console.print(table)
     total = sum(map(len, rows.values()))

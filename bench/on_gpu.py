@@ -2,10 +2,11 @@
 
     python -m bench.on_gpu --out gpu-report
 
-Four parts, each a process of its own with its log in ``--out``: ``doctor``; the tests marked ``gpu``; whether budgets
-are kept (``bench.keep_budget --device cuda``, networks side by side, so its times say nothing); and a decoder of half
-a billion parameters in bfloat16 against ``torch.compile``, checkpoints and torch's own budget, alone on the device
-(``bench.side_by_side``). A part that fails or runs out of its minutes leaves what it had measured. Send the folder.
+Parts, each a process of its own with its log in ``--out``: ``doctor``; the tests marked ``gpu``; whether budgets are
+kept (``bench.keep_budget --device cuda``, networks side by side, so its times say nothing); and three races in bfloat16
+against ``torch.compile``, checkpoints and torch's own budget, each alone on the device (``bench.side_by_side``): a
+``decoder`` of half a billion parameters, one with ``dropout``, and a ``unet``. A part that fails or runs out of its
+minutes leaves what it had measured. Send the folder.
 
     python -m bench.on_gpu --results bench/results/h100 --page docs/gpu.md
 
@@ -30,14 +31,18 @@ from bench.markdown import table_of
 from bench.networks import NETWORKS
 from graphremat.demo import insert
 
-PARTS = ("doctor", "tests", "budgets", "decoder")
-DECODER = (
-    *("--network", "llama", "--size", "gpu", "--device", "cuda", "--dtype", "bfloat16", "--rounds", "15"),
-    *("--checkpoint", "1", "--torch", "0.5", "0.2", "--ours", "none", "0.6", "0.3", "0.0"),
-)
+BUDGETS = "torch,none,0.5,0.0"
+OURS = ("none", "0.8", "0.6", "0.45", "0.3", "0.15", "0.0")
+RACES = {
+    "decoder": ("llama", "--checkpoint", "1", "--torch", "0.5", "0.2", "--ours", *OURS),
+    "dropout": ("dropout_gpt", "--checkpoint", "1", "--torch", "0.5", "--ours", "none", "0.6", "0.3", "0.0"),
+    "unet": ("unet", "--torch", "0.5", "0.2", "--ours", "none", "0.5", "0.0"),
+}
+"""Part -> network and contestants."""
+RACE = ("--size", "gpu", "--device", "cuda", "--dtype", "bfloat16", "--rounds", "15")
+PARTS = ("doctor", "tests", "budgets", *RACES)
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2.0**20
-DECODER_MARKS = ("<!-- decoder -->", "<!-- end of decoder -->")
 LOWERED = ROOT / "bench" / "results" / "lowered.jsonl"
 EXECUTED = LOWERED.with_name("executed.jsonl")
 EXECUTED_MARKS = ("<!-- executed -->", "<!-- end of executed -->")
@@ -74,7 +79,7 @@ def budgets(out: Path, networks: Sequence[str], size: str, seconds: float) -> st
     def one(network: str) -> str:
         rows = str(out / f"budgets-{network}.jsonl")
         arguments = ["bench.keep_budget", "--device", "cuda", "--size", size, "--networks", network]
-        arguments += ["--rounds", "3", "--out", rows]
+        arguments += ["--rounds", "3", "--budgets", BUDGETS, "--out", rows]
         return f"{network}: {run(arguments, out / f'budgets-{network}.log', seconds, threads)}"
 
     with ThreadPoolExecutor(len(networks)) as pool:
@@ -87,7 +92,7 @@ def budgets(out: Path, networks: Sequence[str], size: str, seconds: float) -> st
     return "; ".join(ends)
 
 
-def decoder_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def race_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """The contestants as lines of Markdown, by peak; steps are held against the first row's."""
     last = {str(row["contestant"]): row for row in rows}
     base = next(iter(last.values()))["median_seconds"]
@@ -186,10 +191,11 @@ def _budget_of(row: Mapping[str, Any]) -> str:
 
 
 def write_page(page: Path, folder: Path) -> None:
-    """Put the tables of a folder between their marks."""
-    decoder = [json.loads(line) for line in (folder / "decoder.jsonl").read_text().splitlines()]
+    """Put the tables of a folder between their marks, which are named as the files of races are."""
+    for path in sorted({*folder.glob("*.jsonl")} - {folder / "budgets.jsonl"}):
+        race, rows = path.stem, [json.loads(line) for line in path.read_text().splitlines()]
+        insert(page, "\n".join(race_table(rows)) + "\n", (f"<!-- {race} -->", f"<!-- end of {race} -->"))
     budgets_rows = list(read_results(folder / "budgets.jsonl").values())
-    insert(page, "\n".join(decoder_table(decoder)) + "\n", DECODER_MARKS)
     lowered, executed = (
         [json.loads(line) for line in path.read_text().splitlines()] for path in (LOWERED, EXECUTED)
     )
@@ -237,7 +243,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif part == "budgets":
             end = budgets(out, networks, chosen.size, seconds)
         else:
-            end = run(["bench.side_by_side", *DECODER, "--out", str(out / "decoder.jsonl")], log, seconds)
+            race = [
+                "bench.side_by_side",
+                "--network",
+                *RACES[part],
+                *RACE,
+                "--out",
+                str(out / f"{part}.jsonl"),
+            ]
+            end = run(race, log, seconds)
         print(f"{part}: {end}", flush=True)
     print(f"\nreport back: the folder {out} and what is above")
     return 0

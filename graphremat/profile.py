@@ -1,11 +1,11 @@
 """Planning by what real steps take: the first steps are followed and timed, prices are corrected, the plan made anew.
 
-The first step compiles the backward; the second is followed by the allocator's events; the kernels of the next
-:data:`TIMED_STEPS` are timed one by one. What they took, held against the prices of the ops that they compute, corrects
-the prices (:mod:`graphremat.passes.attribute`). The graph is planned once more with these under the same budget, and
-where that gives another plan, the two take turns by the clock (:mod:`graphremat.autotune`), so a slower plan is never
-kept. Every one of these steps is a real one, whose gradients are used. It is one round: a second one would correct
-prices by what is timed of the same kernels again.
+The first step compiles the backward; the kernels of the next :data:`TIMED_STEPS` are timed one by one; one more, when
+nothing of the compilation is left in memory, is followed by the allocator's events. What the kernels took, held against
+the prices of the ops that they compute, corrects the prices (:mod:`graphremat.passes.attribute`). The graph is planned
+once more with these under the same budget, and where that gives another plan, the two take turns by the clock
+(:mod:`graphremat.autotune`), so a slower plan is never kept. Every one of these steps is a real one, whose gradients
+are used. It is one round: a second one would correct prices by what is timed of the same kernels again.
 """
 
 import gc
@@ -51,7 +51,7 @@ class Profiled:
         self._settled = settled
         self._kept: Callable[..., Any] | None = None
         times = [partial(_Times, first, device)] * TIMED_STEPS
-        self._plans: list[Callable[[], _Sample]] = [_Sample, partial(_Peak, device), *times]
+        self._plans: list[Callable[[], _Sample]] = [_Sample, *times, partial(_Peak, device)]
         """What the next steps are for: the first compiles the backward."""
         self._running: _Sample | None = None
         self._taken: list[_Sample] = []

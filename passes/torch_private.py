@@ -671,6 +671,13 @@ def buffer_reuse(on: bool) -> AbstractContextManager[None]:
     return changed
 
 
+def cuda_graphs() -> Any:
+    """A context in which Inductor records what it compiles for a GPU as CUDA graphs, whatever the backend."""
+    from torch._inductor import config
+
+    return config.patch({"triton.cudagraphs": True})
+
+
 def one_number_at_a_time(on: bool) -> Any:
     """A context in which a CUDA kernel draws each random number from its own position, if ``on``.
 

@@ -7,7 +7,9 @@ from torch import Tensor
 import graphremat
 from bench.keep_budget import Bench, storage_bytes
 from graphremat.candidates import ROUNDING_BYTES
+from graphremat.device_memory import cublas_workspace_bytes
 from graphremat.measure import gradient_error, measure_peak
+from graphremat.passes.torch_private import cuda_graphs
 
 pytestmark = [
     pytest.mark.gpu,
@@ -105,3 +107,29 @@ def test_measured_prices_give_a_plan_under_the_budget() -> None:
     bench.clear()
     assert report.budget_bytes is not None
     assert measured_peak(bench, call) <= report.budget_bytes
+
+
+def test_a_cuda_graph_records_no_more_than_the_budget() -> None:
+    """Over it come one workspace of cuBLAS, in the graph's own pool, and the copy of the batch that it reads."""
+    bench = Bench("llama", "small", "inductor", "cuda")
+    options = {"memory_budget": 0.3}
+    call = torch.compile(bench.case.model, backend="graphremat", fullgraph=True, options=options)
+    peaks = []
+    with cuda_graphs():
+        for _ in range(4):  # one compiles, one records, the others replay
+            torch.compiler.cudagraph_mark_step_begin()
+            bench.clear()
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            bench.step(call)
+            torch.cuda.synchronize()
+            peaks.append(torch.cuda.max_memory_allocated() - before)
+        gradients = [parameter.grad for parameter in bench.case.model.parameters()]
+        assert gradient_error(bench.reference[0], gradients) <= 1e-5
+    report = graphremat.last_report()
+    assert report.recomputed_ops > 0
+    assert report.budget_bytes is not None
+    workspace = cublas_workspace_bytes(torch.device("cuda"))
+    batch = storage_bytes(bench.case.inputs, ROUNDING_BYTES["cuda"])
+    assert 0 < peaks[1] <= report.budget_bytes - report.input_bytes + workspace + batch

@@ -14,6 +14,8 @@ MORE_SIZES = {
     "linear_stack": ["wide_batch"],
     "post_norm": ["large20", "large40"],
     "llama": ["reference", "gpu"],
+    "dropout_gpt": ["gpu"],
+    "unet": ["gpu"],
 }
 
 

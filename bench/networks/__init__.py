@@ -10,6 +10,7 @@ Sizes:
 * ``tiny``: two blocks and narrow, but with activations that outweigh the parameters: seconds to trace, few kernels.
 * ``small``: the size of the full table; one compiled step well under 100 ms on two cores.
 * ``large``: 0.3 to 1.5 seconds an eager step on two cores.
+* ``gpu``: for a data-center GPU in bfloat16, 50 to 100 ms a step: ``llama``, ``dropout_gpt`` and ``unet`` alone.
 * Some networks have more: ``linear_stack`` ``wide_batch`` (at ``large`` its gradients are 400 MiB against 12 MiB of
   activations, so no plan can help there); ``llama`` ``reference`` (8 blocks, d=512, batch 4 x 256);
   ``post_norm`` ``large20`` and ``large40``, which are meant to be planned on fake tensors and never run.
@@ -160,6 +161,7 @@ _ALL = (
             tiny=(2, 32, 4, 64, 8, 64),
             small=(4, 128, 4, 256, 4, 128),
             large=(6, 384, 6, 2048, 4, 256),
+            gpu=(8, 1024, 16, 32000, 16, 1024),
         ),
         random=True,
     ),
@@ -185,6 +187,7 @@ _ALL = (
             tiny=(2, 8, 4, 32),
             small=(3, 16, 4, 32),
             large=(3, 32, 8, 96),
+            gpu=(4, 128, 64, 128),
         ),
     ),
     Network(
