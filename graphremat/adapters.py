@@ -71,31 +71,6 @@ def add_lora(model: nn.Module, rank: int) -> nn.Module:
     return model
 
 
-def cast(model: nn.Module, dtype: str) -> nn.Module:
-    """The model with its floating-point parameters and buffers in another dtype; ties between them stay.
-
-    ``Module.to`` cannot do that inside of a mode for tensors without data.
-
-    Raises:
-        OptionError: no such dtype.
-    """
-    wanted = find_dtype(dtype)
-    made: dict[int, Tensor] = {}
-    for module in model.modules():
-        for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
-            if not tensor.is_floating_point():
-                continue
-            if id(tensor) not in made:
-                made[id(tensor)] = _in_dtype(tensor, wanted)
-            setattr(module, name, made[id(tensor)])
-    return model
-
-
-def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    other = tensor.detach().to(dtype)
-    return nn.Parameter(other, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else other
-
-
 def find_dtype(name: str) -> torch.dtype:
     """The dtype of a name in ``DTYPES``; raises OptionError."""
     return find_named(DTYPES, name, "dtype")

@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from graphremat.adapters import add_lora, cast, find_dtype, quantised_bytes
+from graphremat.adapters import add_lora, find_dtype, quantised_bytes
 from graphremat.errors import OptionError
 from graphremat.optimizers import bytes_of
+from graphremat.passes.torch_private import modules_changed_without_data
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +52,8 @@ def make_subject(
         raise OptionError(
             f"{' and '.join(asked)} would change the module: give a function that makes it instead"
         )
-    made = model if isinstance(model, nn.Module) else model()
+    with modules_changed_without_data():
+        made = model if isinstance(model, nn.Module) else model()
     given = inputs() if callable(inputs) else inputs
     if isinstance(made, (tuple, list)) and len(made) == 2:
         made, given = made
@@ -61,7 +63,9 @@ def make_subject(
             "with its inputs"
         )
     if dtype is not None:
-        made = cast(made, dtype)
+        wanted = find_dtype(dtype)
+        with modules_changed_without_data():
+            made = made.to(wanted)
     if lora is not None:
         made = add_lora(made, lora)
     less_bytes, again_bytes = quantised_bytes(made, base) if base is not None else (0, 0)

@@ -961,6 +961,54 @@ def forget_compiler() -> None:
     cpu_vec_isa.valid_vec_isa_list.cache_clear()
 
 
+# ---- Modules without data --------------------------------------------------------------------------------------------
+# Relied on: `Module.to`, `half`, `bfloat16`, `cuda` and the like are `self._apply(function of a tensor)`, which calls
+# itself for the children.
+
+
+@contextmanager
+def modules_changed_without_data() -> Iterator[None]:
+    """A context in which ``Module.to`` and the like change modules of fake tensors; ties between parameters stay.
+
+    Module's own way swaps the insides of a parameter with those of another, which torch refuses where the parameter is
+    noted elsewhere, as those made in a ``FakeTensorMode`` are.
+    """
+    changed: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # with the old one, whose id must stay its own
+    depth = 0
+
+    def apply(
+        module: torch.nn.Module, function: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True
+    ) -> torch.nn.Module:
+        nonlocal depth
+        depth += 1
+        try:
+            for child in module.children() if recurse else ():
+                child._apply(function)
+            for of_module in (module._parameters, module._buffers):
+                for name, tensor in of_module.items():
+                    if tensor is None:
+                        continue
+                    if id(tensor) not in changed:
+                        changed[id(tensor)] = (tensor, _applied(function, tensor))
+                    of_module[name] = changed[id(tensor)][1]  # type: ignore[assignment]
+        finally:
+            depth -= 1
+            if not depth:
+                changed.clear()
+        return module
+
+    with patch.object(torch.nn.Module, "_apply", apply):
+        yield
+
+
+def _applied(function: Callable[[torch.Tensor], torch.Tensor], tensor: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        other = function(tensor)
+    if other is tensor or not isinstance(tensor, torch.nn.Parameter):
+        return other
+    return torch.nn.Parameter(other, tensor.requires_grad)
+
+
 # ---- For the benchmarks: torch's own budget, and joint graphs of networks that are never run -------------------------
 
 

@@ -1,10 +1,14 @@
 """Adapters, dtypes and quantised bases: against arithmetic, and against the network that they stand for."""
 
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from graphremat.adapters import LoraLinear, add_lora, cast, quantised_bytes
+from graphremat.adapters import LoraLinear, add_lora, quantised_bytes
 from graphremat.errors import OptionError
 from graphremat.passes.torch_private import FakeTensorMode
 from graphremat.subject import make_subject
@@ -58,27 +62,34 @@ def test_the_layer_of_the_logits_gets_no_adapter_and_is_not_quantised() -> None:
     assert quantised_bytes(model, "int8") == (256 * 3, 256 * 4)
 
 
+@pytest.mark.parametrize(
+    "convert", [nn.Module.bfloat16, partial(nn.Module.to, device="cpu", dtype=torch.bfloat16)]
+)
 @pytest.mark.parametrize("fake", [False, True])
-def test_casting_keeps_ties_and_whole_numbers(fake: bool) -> None:
-    mode = FakeTensorMode()
-    if fake:
-        mode.__enter__()
-    try:
-        model = cast(Tied().requires_grad_(False), "bf16")
-    finally:
-        if fake:
-            mode.__exit__(None, None, None)
+def test_a_factory_may_change_the_dtype_and_ties_stay(
+    fake: bool, convert: Callable[[nn.Module], nn.Module]
+) -> None:
+    def make() -> nn.Module:
+        return convert(Tied().requires_grad_(False)).float()
+
+    with FakeTensorMode() if fake else nullcontext():
+        subject = make_subject(make, dtype="bf16")
+    model = subject.model
+    assert isinstance(model, Tied)
     assert model.head.weight is model.embedding.weight
+    assert isinstance(model.head.weight, nn.Parameter)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in model.parameters())
     assert model.scale.dtype == torch.bfloat16
     assert model.count.dtype == torch.int64
+    assert nn.Module._apply.__module__ == "torch.nn.modules.module"
 
 
-def test_casting_rounds_as_torch_does() -> None:
+def test_another_dtype_rounds_as_torch_does() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
     expected = {k: v.to(torch.float16) if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    torch.testing.assert_close(cast(model, "fp16").state_dict(), expected)
+    found = make_subject(lambda: (model, torch.zeros(2, 4)), dtype="fp16").model
+    torch.testing.assert_close(found.state_dict(), expected)
 
 
 def test_a_subject_counts_what_is_there() -> None:
@@ -94,7 +105,7 @@ def test_a_subject_counts_what_is_there() -> None:
 
 def test_mistakes_are_named() -> None:
     with pytest.raises(OptionError, match="did you mean 'bf16'"):
-        cast(Tied(), "bf61")
+        make_subject(Tied, dtype="bf61")
     with pytest.raises(OptionError, match="at least 1"):
         add_lora(Tied(), 0)
     with pytest.raises(OptionError, match="Tanh holds no linear layer"):
