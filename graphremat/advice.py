@@ -118,7 +118,7 @@ def advise(
     Args:
         model, inputs: as for :func:`graphremat.plan`.
         device: a name in :data:`graphremat.passes.devices.DEVICES`; None for this machine's CPU.
-        how: the keywords of :func:`graphremat.plan`, but for the budget.
+        how: the keywords of :func:`graphremat.plan`, but for the budget and ``code``: what is asked for are replays.
 
     Raises:
         OptionError, PlanningError: as :func:`graphremat.plan`.

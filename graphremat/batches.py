@@ -92,7 +92,7 @@ def max_batch(
             length or any other size instead of the batch, that is what is maximised.
         device: as for :func:`graphremat.plan`.
         budget: bytes, or ``"auto"`` for the device's memory, less a reserve on a GPU.
-        how: the other keywords of :func:`graphremat.plan`.
+        how: the other keywords of :func:`graphremat.plan`, but ``code``: every plan is judged by its replay.
 
     Raises:
         BudgetInfeasible: not even a batch of 1 fits.

@@ -108,7 +108,7 @@ def compare(
         model, inputs: as for :func:`graphremat.plan`.
         torch_budgets: between 0 and 1.
         every_blocks: how many blocks (entries of lists of modules) are wrapped together.
-        how: the other keywords of :func:`graphremat.plan`.
+        how: the other keywords of :func:`graphremat.plan`, but ``code``: every plan is judged by its replay.
 
     Raises:
         OptionError: a budget or a number of blocks that is none, or as :func:`graphremat.plan`.

@@ -31,7 +31,7 @@ from graphremat.partitioner import prices
 from graphremat.passes import torch_private as private
 from graphremat.passes.devices import Device, UnknownDevice, find_device
 from graphremat.passes.plan import Plan
-from graphremat.passes.planner import Frontier
+from graphremat.passes.planner import Candidate, Frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import Replay
 from graphremat.plans import chosen_plan, fastest_place, plan_behind_torchs
@@ -310,13 +310,7 @@ def plan(
     inside = allowed - outside_bytes if isinstance(allowed, int) else allowed
     lowering = _code_of(traced, rates, code)
     choice = _choice(frontier, lowering, inside)
-    first = min(fastest_place(frontier), choice.place)
-    candidates = frontier.candidates[first:]
-    if allowed is None:  # the backend looks little for other plans then, but they are asked for here
-        thorough = plan_behind_torchs(Options(), traced.problem, 0.0, traced.torchs)
-        candidates = candidates[: choice.place - first + 1]
-        below = candidates[-1].replay.peak_bytes
-        candidates += tuple(c for c in thorough.candidates if c.replay.peak_bytes < below)
+    first, candidates = _shown(frontier, choice, traced, allowed)
 
     def point_of(place: int, run: Replay) -> ForecastPoint:
         true_bytes = choice.true_bytes.get(place) if lowering is not None else None
@@ -365,6 +359,23 @@ def _choice(frontier: Frontier, lowering: Lowering | None, allowed: int | float 
     peaks = [candidate.replay.peak_bytes for candidate in frontier.candidates]
     choice = choose(peaks[first:], peaks[first:].__getitem__, allowed)
     return replace(choice, place=first + choice.place)
+
+
+def _shown(
+    frontier: Frontier, choice: Choice, traced: TracedStep, allowed: int | float | None
+) -> tuple[int, tuple[Candidate, ...]]:
+    """The candidates from the fastest or the chosen one on, and the place of the first in the frontier.
+
+    With no budget the backend looks little for plans below the one that it takes, but they are asked for here.
+    """
+    first = min(fastest_place(frontier), choice.place)
+    candidates = tuple(frontier.candidates[first:])
+    if allowed is not None:
+        return first, candidates
+    thorough = plan_behind_torchs(Options(), traced.problem, 0.0, traced.torchs)
+    candidates = candidates[: choice.place - first + 1]
+    below = candidates[-1].replay.peak_bytes
+    return first, candidates + tuple(c for c in thorough.candidates if c.replay.peak_bytes < below)
 
 
 def _infeasible(lowest: Forecast) -> BudgetInfeasible:

@@ -68,5 +68,6 @@ def frontier(
     inputs: Sequence[Any] | Mapping[str, Any] | Callable[[], Any] = (),
     **how: Any,
 ) -> StepFrontier:
-    """Every plan of a step, planned without running it; arguments and errors are those of :func:`graphremat.plan`."""
+    """Every plan of a step, planned without running it and judged by its replay; arguments and errors are those of
+    :func:`graphremat.plan`, but for ``code``."""
     return StepFrontier(plan(model, inputs, code=False, **how))
