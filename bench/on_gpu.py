@@ -132,32 +132,30 @@ def budgets_table(rows: Sequence[Measurement]) -> list[str]:
 
 def lowered_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """What ``tests.fake_cuda.lower`` printed as lines of Markdown; peaks are whole."""
-    lines: list[tuple[str, ...]] = [
+    header = (
+        *("network", "weights", "sm", "budget", "KiB", "of the code, KiB", "planned", "kernels", "binaries"),
+        *("registers", "spilling kernels", "bytes"),
+    )
+    last = ("kernels", "binaries", "most_registers", "spilling_kernels", "least_spill_bytes")
+    lines = [
         (
-            "network",
-            "budget",
-            "KiB",
-            "of the code, KiB",
-            "planned",
-            "kernels",
-            "binaries",
-            "registers",
-            "spilled",
+            row["network"],
+            _weights_of(row),
+            row["capability"].replace(".", ""),
+            _budget_of(row),
+            "" if row["budget_bytes"] is None else f"{row['budget_bytes'] / 1024:,.0f}",
+            f"{row['generated_bytes'] / 1024:,.0f}",
+            f"{row['planned_bytes'] / row['generated_bytes'] - 1:+.1%}",
+            *(f"{row[what]:,}" for what in last),
         )
+        for row in rows
     ]
-    for row in rows:
-        kept = "" if row["budget_bytes"] is None else f"{row['budget_bytes'] / 1024:,.0f}"
-        lines.append(
-            (
-                row["network"],
-                _budget_of(row),
-                kept,
-                f"{row['generated_bytes'] / 1024:,.0f}",
-                f"{row['planned_bytes'] / row['generated_bytes'] - 1:+.1%}",
-                *(f"{row[what]:,}" for what in ("kernels", "binaries", "most_registers", "spill_bytes")),
-            )
-        )
-    return table_of(lines[0], lines[1:])
+    return table_of(header, lines)
+
+
+def _weights_of(row: Mapping[str, Any]) -> str:
+    how = [str(row["dtype"]), *(name for name in ("autocast", "dynamic") if row[name])]
+    return ", ".join(how)
 
 
 def executed_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

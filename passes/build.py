@@ -13,11 +13,11 @@ import torch.fx as fx
 from graphremat.passes import torch_private as private
 from graphremat.passes.buffers import is_mask
 from graphremat.passes.classify import JointGraph
-from graphremat.passes.costs import mask_seconds, op_cost
+from graphremat.passes.costs import UNINITIALISED, mask_seconds, op_cost
 from graphremat.passes.devices import Device
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.hints import SizeHint, symbol_hints
-from graphremat.passes.kinds import op_name, problem_kind, replays_from_seed, tensors_in
+from graphremat.passes.kinds import is_overwritten, op_name, problem_kind, replays_from_seed, tensors_in
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
 from graphremat.passes.scratch import CONVOLUTIONS, channels_last, scratch_bytes
 
@@ -93,8 +93,8 @@ class _Reader:
         self._hint = size_hint
         self._measured = measured
         self._value_of: dict[fx.Node, int] = {}
-        self._results: dict[fx.Node, list[int]] = {}
-        """Values of a multi-output op by position; -1 for what is not a tensor."""
+        self._results: dict[fx.Node, dict[object, int]] = {}
+        """Values of a multi-output op by position or, of a kernel of the user's own, by the name of the argument."""
         self._value_node: dict[int, fx.Node] = {}
         self._op_node: list[fx.Node] = []
         self._storage_of: dict[int, int] = {}
@@ -122,9 +122,8 @@ class _Reader:
             and isinstance(node.args[0], fx.Node)
             and node.args[0] in self._results
         ):
-            position = node.args[1]
-            value = self._results[node.args[0]][position] if isinstance(position, int) else -1
-            if value >= 0:
+            value = self._results[node.args[0]].get(node.args[1])
+            if value is not None:
                 self._value_of[node] = value
                 self._value_node[value] = node
             return
@@ -156,7 +155,8 @@ class _Reader:
                 relays=_relays(node),
                 scratch_bytes=self._scratch_bytes(node),
                 keep=self._joint.keep.get(node, ""),
-                unsavable=self._joint.unsavable.get(node, ""),
+                unsavable=self._joint.unsavable.get(node, "")
+                or ("lies in the result of the kernel that writes it" if _lies_in_the_result(node) else ""),
             )
         )
         self._op_node.append(node)
@@ -167,33 +167,33 @@ class _Reader:
             if operand in self._value_of:
                 reads.append(self._value_of[operand])
             elif operand in self._results:
-                reads.extend(v for v in self._results[operand] if v >= 0)
+                reads.extend(self._results[operand].values())
         return reads
 
     def _write(self, node: fx.Node, val: object, seen: int | None = None) -> list[int]:
         """The results of a node: views of the storage ``seen``, or each in a storage of its own."""
+
+        if _lies_in_the_result(node):
+            seen = self._builder.storage(node.name, 0)
 
         def storage(name: str, part: torch.Tensor) -> int:
             return self._storage(name, part) if seen is None else seen
 
         if isinstance(val, torch.Tensor):
             return [self._add_value(node, storage(node.name, val), val)]
-        if isinstance(val, (tuple, list)):
-            results = []
+        if isinstance(val, (tuple, list, dict)):
+            results: dict[object, int] = {}
             module, source = origin_of(node)
-            for position, part in enumerate(val):
-                if isinstance(part, torch.Tensor):
-                    name, label = f"{node.name}.{position}", tensor_label(part)
-                    results.append(
-                        self._builder.value(
-                            name, storage(name, part), label=label, module=module, source=source
-                        )
-                    )
-                    self._values += 1
-                else:
-                    results.append(-1)
+            for key, part in val.items() if isinstance(val, dict) else enumerate(val):
+                if not isinstance(part, torch.Tensor):
+                    continue
+                name, label = f"{node.name}.{key}", tensor_label(part)
+                results[key] = self._builder.value(
+                    name, storage(name, part), label=label, module=module, source=source
+                )
+                self._values += 1
             self._results[node] = results
-            return [v for v in results if v >= 0]
+            return list(results.values())
         return []
 
     def _storage(self, name: str, val: torch.Tensor, holder: Holder = Holder.GRAPH) -> int:
@@ -243,6 +243,11 @@ class _Reader:
     def _tensors(self, nodes: list[object]) -> list[int]:
         found = [self._value_of[n] for n in nodes if isinstance(n, fx.Node) and n in self._value_of]
         return list(dict.fromkeys(found))
+
+
+def _lies_in_the_result(node: fx.Node) -> bool:
+    """Whether a buffer is made for a kernel of the user's own to write its result to: it counts as that result."""
+    return op_name(node) in UNINITIALISED and is_overwritten(node)
 
 
 def _relays(node: fx.Node) -> bool:

@@ -13,7 +13,7 @@ import torch.fx as fx
 
 from graphremat.passes import torch_private as private
 from graphremat.passes.garbage import garbage_left
-from graphremat.passes.kinds import NodeKind, classify_kind, replays_from_seed
+from graphremat.passes.kinds import USER_KERNEL, NodeKind, classify_kind, replays_from_seed
 from graphremat.passes.problem import Phase
 
 MARKED = "marked to be saved"
@@ -160,7 +160,8 @@ def effect_of(node: fx.Node) -> str:
     return ""
 
 
-_PURE_HIGHER_ORDER = frozenset({"flex_attention"})
+_PURE_HIGHER_ORDER = frozenset({"flex_attention", USER_KERNEL})
+"""What a kernel of the user's own writes is given to it as copies here, so that running it again gives the same."""
 
 
 def _forget_annotations(graph: fx.Graph) -> None:

@@ -37,6 +37,10 @@ class NodeKind(enum.Enum):
     operator of which nothing better is known."""
 
 
+USER_KERNEL = "triton_kernel_wrapper_functional"
+"""A call of a Triton kernel that the user has written: operands by name under ``kwargs``, of which those named by
+``tensors_to_clone`` are copied before the kernel writes to them; the copies are the result, by the same names."""
+
 # Schemas that say "view" are not listed. reshape and _unsafe_view copy when no view exists: Inductor then lowers the
 # copy as a pointwise kernel, which a reader usually absorbs, so they count as views; lift_fresh of a constant likewise.
 VIEW_OPS = frozenset(
@@ -137,12 +141,31 @@ def argument(node: fx.Node, name: str) -> Any:
 
 
 def tensors_in(value: Any) -> list[torch.Tensor]:
-    """The tensors of a ``meta["val"]``: itself, or those in its (nested) tuple or list."""
+    """The tensors of a ``meta["val"]``: itself, or those in its (nested) tuple, list or dict."""
     if isinstance(value, torch.Tensor):
         return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
     if isinstance(value, (list, tuple)):
         return [tensor for item in value for tensor in tensors_in(item)]
     return []
+
+
+def is_overwritten(node: fx.Node) -> bool:
+    """Whether kernels of the user's own write over what this node makes, and nothing else reads it.
+
+    Inductor then gives the kernel that buffer and makes no copy (``fx_passes/reinplace.py``).
+    """
+
+    def writes_over(user: fx.Node) -> bool:
+        if op_name(user) != USER_KERNEL:
+            return False
+        operands, written = user.kwargs["kwargs"], user.kwargs["tensors_to_clone"]
+        assert isinstance(operands, dict)
+        assert isinstance(written, (list, tuple))
+        return all(name in written for name, operand in operands.items() if operand is node)
+
+    return len(node.users) == 1 and all(map(writes_over, node.users))
 
 
 def replays_from_seed(node: fx.Node) -> bool:

@@ -45,6 +45,16 @@ def test_the_budget_is_kept_by_the_code_for_a_card(network: str) -> None:
     assert tight["recomputed_ops"] > 0
 
 
+def test_kernels_of_the_users_own_run_again_and_keep_the_budget() -> None:
+    """The buffers that they write to are those of their results, and no more."""
+    free, tight = lowered("--networks", "user_kernels", "--budgets", "none,0.0", "--kernels")
+    for row in (free, tight):
+        assert row["generated_bytes"] == pytest.approx(row["planned_bytes"], rel=1e-3)
+    assert tight["generated_bytes"] <= tight["budget_bytes"] < 0.5 * free["generated_bytes"]
+    assert tight["recomputed_ops"] > free["recomputed_ops"]
+    assert tight["binaries"] > 0
+
+
 @pytest.mark.parametrize(("capability", "dtype"), [("8.0", "float32"), ("9.0", "bfloat16")])
 def test_every_kernel_is_compiled_to_a_binary(capability: str, dtype: str) -> None:
     arguments = ("--networks", "llama", "--size", "one_block", "--budgets", "0.0", "--kernels")

@@ -41,7 +41,9 @@ from graphremat.tracing import trace_step
 from graphremat.truth import StepTruth
 from tests.fake_cuda.device import fake_cuda
 from tests.fake_cuda.kernels import compiled, least_spills, sources_of
+from tests.fake_cuda.user_kernels import USER_KERNELS
 
+ALL = {**NETWORKS, USER_KERNELS.name: USER_KERNELS}
 ATTENTION = functional.scaled_dot_product_attention
 TORCH = "torch"
 """In place of a budget: what ``torch.compile`` makes."""
@@ -83,7 +85,7 @@ class Setting:
         torch.set_default_dtype(dtype)  # fake parameters cannot be moved or cast
         try:
             with torch.device("cuda:0"):
-                case = NETWORKS[self.network].build(self.size)
+                case = ALL[self.network].build(self.size)
         finally:
             torch.set_default_dtype(torch.float32)
         for module in case.model.modules():
@@ -218,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: all)")
+    parser.add_argument("--networks", default=",".join(ALL), help="comma-separated (default: all)")
     parser.add_argument(
         "--budgets",
         default="torch,none,0.5,0.0",
