@@ -41,9 +41,9 @@ from graphremat.tracing import trace_step
 from graphremat.truth import StepTruth
 from tests.fake_cuda.device import fake_cuda
 from tests.fake_cuda.kernels import compiled, least_spills, sources_of
-from tests.fake_cuda.user_kernels import USER_KERNELS
+from tests.fake_cuda.networks import FOR_A_CARD
 
-ALL = {**NETWORKS, USER_KERNELS.name: USER_KERNELS}
+ALL = {**NETWORKS, **FOR_A_CARD}
 ATTENTION = functional.scaled_dot_product_attention
 TORCH = "torch"
 """In place of a budget: what ``torch.compile`` makes."""

@@ -1,4 +1,4 @@
-"""A network with Triton kernels of its own, as libraries of fused losses and activations have them."""
+"""Networks for a card alone: Triton kernels of one's own, as libraries of fused layers have them; flex attention."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.functional import gelu
 
 from bench.networks import Network
 from bench.networks.parts import Inputs
@@ -74,9 +76,43 @@ def gated(layers: int, width: int, hidden: int, batch: int) -> tuple[nn.Module, 
     return Squares(*(GatedBlock(width, hidden) for _ in range(layers))), (torch.randn(batch, width),)
 
 
+class FlexBlock(nn.Module):
+    """Attention whose scores are changed by a function, and a feed-forward layer."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.qkv, self.mixed = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 3 * width),
+            nn.Linear(width, width),
+        )
+        self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.qkv(self.norm(x)).chunk(3, -1)
+        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)
+        found = flex_attention(query, key, value, score_mod=lambda score, b, h, i, j: score + (i - j))
+        assert isinstance(found, Tensor)
+        x = x + self.mixed(found.transpose(1, 2).flatten(2))
+        return x + self.outer(gelu(self.inner(x)))
+
+
+def flex(layers: int, width: int, heads: int, batch: int, length: int) -> tuple[nn.Module, Inputs]:
+    """The network and its input."""
+    return Squares(*(FlexBlock(width, heads) for _ in range(layers))), (torch.randn(batch, length, width),)
+
+
 USER_KERNELS = Network(
     "user_kernels",
     "gated layers by Triton kernels of one's own",
     gated,
     {"tiny": {"layers": 4, "width": 64, "hidden": 256, "batch": 4096}},
 )
+FLEX_ATTENTION = Network(
+    "flex_attention",
+    "transformer with flex attention",
+    flex,
+    {"tiny": {"layers": 3, "width": 64, "heads": 4, "batch": 8, "length": 256}},
+)
+FOR_A_CARD = {network.name: network for network in (USER_KERNELS, FLEX_ATTENTION)}
