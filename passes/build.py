@@ -13,7 +13,7 @@ import torch.fx as fx
 from graphremat.passes import torch_private as private
 from graphremat.passes.buffers import is_mask
 from graphremat.passes.classify import JointGraph
-from graphremat.passes.costs import UNINITIALISED, mask_seconds, op_cost
+from graphremat.passes.costs import mask_seconds, op_cost
 from graphremat.passes.devices import Device
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.hints import SizeHint, symbol_hints
@@ -156,7 +156,11 @@ class _Reader:
                 scratch_bytes=self._scratch_bytes(node),
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, "")
-                or ("lies in the result of the kernel that writes it" if _lies_in_the_result(node) else ""),
+                or (
+                    "lies in the result of the kernel that writes it"
+                    if self._lies_in_the_result(node)
+                    else ""
+                ),
             )
         )
         self._op_node.append(node)
@@ -173,7 +177,7 @@ class _Reader:
     def _write(self, node: fx.Node, val: object, seen: int | None = None) -> list[int]:
         """The results of a node: views of the storage ``seen``, or each in a storage of its own."""
 
-        if _lies_in_the_result(node):
+        if seen is None and self._lies_in_the_result(node):
             seen = self._builder.storage(node.name, 0)
 
         def storage(name: str, part: torch.Tensor) -> int:
@@ -195,6 +199,12 @@ class _Reader:
             self._results[node] = results
             return list(results.values())
         return []
+
+    def _lies_in_the_result(self, node: fx.Node) -> bool:
+        """Whether a kernel of the user's own writes its result over that of this node, which counts as that result:
+        both are never alive at once, and only the second can be saved."""
+        can_run_again = node not in self._joint.keep
+        return can_run_again and isinstance(node.meta.get("val"), torch.Tensor) and is_overwritten(node)
 
     def _storage(self, name: str, val: torch.Tensor, holder: Holder = Holder.GRAPH) -> int:
         self._sizes |= symbol_hints((*val.shape, *val.stride()))
@@ -243,11 +253,6 @@ class _Reader:
     def _tensors(self, nodes: list[object]) -> list[int]:
         found = [self._value_of[n] for n in nodes if isinstance(n, fx.Node) and n in self._value_of]
         return list(dict.fromkeys(found))
-
-
-def _lies_in_the_result(node: fx.Node) -> bool:
-    """Whether a buffer is made for a kernel of the user's own to write its result to: it counts as that result."""
-    return op_name(node) in UNINITIALISED and is_overwritten(node)
 
 
 def _relays(node: fx.Node) -> bool:

@@ -154,7 +154,7 @@ def op_cost(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hi
     outputs = tensors_in(node.meta.get("val"))
     if kind in (NodeKind.BOUNDARY, NodeKind.SYMBOLIC, NodeKind.VIEW) or not outputs:
         return FREE
-    if op_name(node) in UNINITIALISED:
+    if op_name(node) in _UNINITIALISED:
         return FREE
     moved_bytes = _moved_bytes(node, kind, size_hint)
     flops = node_flops(node, size_hint) if kind in (NodeKind.KERNEL, NodeKind.RANDOM) else None
@@ -206,7 +206,7 @@ def tensor_bytes(tensor: torch.Tensor, size_hint: SizeHint = default_size_hint) 
     return elements * tensor.element_size()
 
 
-UNINITIALISED = frozenset(
+_UNINITIALISED = frozenset(
     f"aten.{name}"
     for name in ("empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided")
 )

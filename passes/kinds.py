@@ -152,20 +152,21 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 def is_overwritten(node: fx.Node) -> bool:
-    """Whether kernels of the user's own write over what this node makes, and nothing else reads it.
+    """Whether a kernel of the user's own writes over what this node makes, or a view of it, and nothing else reads it.
 
     Inductor then gives the kernel that buffer and makes no copy (``fx_passes/reinplace.py``).
     """
-
-    def writes_over(user: fx.Node) -> bool:
-        if op_name(user) != USER_KERNEL:
+    while len(node.users) == 1:
+        (user,) = node.users
+        if op_name(user) == USER_KERNEL:
+            operands, written = user.kwargs["kwargs"], user.kwargs["tensors_to_clone"]
+            assert isinstance(operands, dict)
+            assert isinstance(written, (list, tuple))
+            return all(name in written for name, operand in operands.items() if operand is node)
+        if classify_kind(user) is not NodeKind.VIEW:
             return False
-        operands, written = user.kwargs["kwargs"], user.kwargs["tensors_to_clone"]
-        assert isinstance(operands, dict)
-        assert isinstance(written, (list, tuple))
-        return all(name in written for name, operand in operands.items() if operand is node)
-
-    return len(node.users) == 1 and all(map(writes_over, node.users))
+        node = user
+    return False
 
 
 def replays_from_seed(node: fx.Node) -> bool:

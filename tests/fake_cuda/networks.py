@@ -52,6 +52,35 @@ class SiluTimes(torch.autograd.Function):
         return found
 
 
+@triton.jit
+def row_losses(logits, targets, losses, words, rows, BLOCK: tl.constexpr):
+    row, at = tl.program_id(0), tl.arange(0, BLOCK)
+    here = at < words
+    x = tl.load(logits + row * words + at, mask=here, other=float("-inf"))
+    target = tl.load(targets + row)
+    shares = tl.exp(x - tl.max(x, 0))
+    shares = shares / tl.sum(shares, 0)
+    tl.store(losses + row, -tl.log(tl.sum(tl.where(at == target, shares, 0.0), 0)) / rows)
+    tl.store(logits + row * words + at, (shares - tl.where(at == target, 1.0, 0.0)) / rows, mask=here)
+
+
+class FusedLoss(torch.autograd.Function):
+    """Mean cross entropy; its kernel writes the gradient of the logits over them."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Tensor:
+        rows, words = logits.shape
+        losses = torch.empty(rows, dtype=logits.dtype, device=logits.device)
+        row_losses[(rows,)](logits, targets, losses, words, rows, BLOCK=triton.next_power_of_2(words))
+        ctx.save_for_backward(logits)
+        return losses.sum()
+
+    @staticmethod
+    def backward(ctx: Any, tangent: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * tangent, None
+
+
 class GatedBlock(nn.Module):
     """A gated feed-forward layer beside what it gets."""
 
@@ -71,9 +100,25 @@ class Squares(nn.Sequential):
         return super().forward(x).square().mean()  # type: ignore[no-any-return]
 
 
-def gated(layers: int, width: int, hidden: int, batch: int) -> tuple[nn.Module, Inputs]:
-    """The network and its input."""
-    return Squares(*(GatedBlock(width, hidden) for _ in range(layers))), (torch.randn(batch, width),)
+class GatedClassifier(nn.Module):
+    """Gated layers and the loss of what class they tell, both by kernels of one's own."""
+
+    def __init__(self, layers: int, width: int, hidden: int, classes: int) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(GatedBlock(width, hidden) for _ in range(layers)))
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+        logits = self.head(self.blocks(x)).flatten(0, 1)
+        return FusedLoss.apply(logits, targets.flatten())  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gated(
+    layers: int, width: int, hidden: int, classes: int, batch: int, length: int
+) -> tuple[nn.Module, Inputs]:
+    """The network and its inputs."""
+    inputs = torch.randn(batch, length, width), torch.randint(classes, (batch, length))
+    return GatedClassifier(layers, width, hidden, classes), inputs
 
 
 class FlexBlock(nn.Module):
@@ -105,9 +150,9 @@ def flex(layers: int, width: int, heads: int, batch: int, length: int) -> tuple[
 
 USER_KERNELS = Network(
     "user_kernels",
-    "gated layers by Triton kernels of one's own",
+    "gated layers and a loss by Triton kernels of one's own",
     gated,
-    {"tiny": {"layers": 4, "width": 64, "hidden": 256, "batch": 4096}},
+    {"tiny": {"layers": 4, "width": 64, "hidden": 256, "classes": 512, "batch": 16, "length": 256}},
 )
 FLEX_ATTENTION = Network(
     "flex_attention",
