@@ -45,6 +45,15 @@ def test_the_budget_is_kept_by_the_code_for_a_card(network: str) -> None:
     assert tight["recomputed_ops"] > 0
 
 
+@pytest.mark.parametrize("how", ["--autocast", "--dynamic"])
+def test_budgets_are_kept_under_autocast_and_for_symbolic_sizes(how: str) -> None:
+    arguments = ("--networks", "llama", "--size", "one_block", "--budgets", "none,0.0")
+    free, tight = lowered(*arguments, how)
+    assert tight["generated_bytes"] <= tight["budget_bytes"] < free["generated_bytes"]
+    assert tight["generated_bytes"] == pytest.approx(tight["planned_bytes"], rel=0.01)
+    assert tight["recomputed_ops"] > free["recomputed_ops"]
+
+
 def test_kernels_of_the_users_own_run_again_and_keep_the_budget() -> None:
     """The buffers that they write to are those of their results, and no more."""
     free, tight = lowered("--networks", "user_kernels", "--budgets", "none,0.0", "--kernels")
