@@ -21,6 +21,7 @@ from graphremat.passes.kinds import is_overwritten, op_name, problem_kind, repla
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
 from graphremat.passes.scratch import CONVOLUTIONS, channels_last, scratch_bytes
 
+OVERWRITTEN = "a kernel of the user's own writes its result over it"
 HEAVY_OPS = frozenset({"aten.exp", "aten.sigmoid"})
 """Inductor gives these a buffer on the CPU when they have several readers (``StorageBox.should_realize_on_reuse``)."""
 
@@ -133,11 +134,12 @@ class _Reader:
         cost = op_cost(node, self._device, self._hint)
         packing = mask_seconds(node, self._device, self._hint) if self._fuses else 0.0
         kind = problem_kind(node, for_cpu=self._code_for_cpu)
+        lies_in_result = self._lies_in_the_result(node)
         if kind is Kind.VIEW and reads and tensors_in(val):
             writes = self._write(node, val, self._builder.storage_of(reads[0]))
         else:
             kind = kind if self._fuses and kind is not Kind.VIEW else Kind.KERNEL
-            writes = self._write(node, val)
+            writes = self._write(node, val, self._builder.storage(node.name, 0) if lies_in_result else None)
         phase = self._joint.phases[node]
         self._builder.add(
             Op(
@@ -155,12 +157,7 @@ class _Reader:
                 relays=_relays(node),
                 scratch_bytes=self._scratch_bytes(node),
                 keep=self._joint.keep.get(node, ""),
-                unsavable=self._joint.unsavable.get(node, "")
-                or (
-                    "lies in the result of the kernel that writes it"
-                    if self._lies_in_the_result(node)
-                    else ""
-                ),
+                unsavable=self._joint.unsavable.get(node, OVERWRITTEN if lies_in_result else ""),
             )
         )
         self._op_node.append(node)
@@ -176,9 +173,6 @@ class _Reader:
 
     def _write(self, node: fx.Node, val: object, seen: int | None = None) -> list[int]:
         """The results of a node: views of the storage ``seen``, or each in a storage of its own."""
-
-        if seen is None and self._lies_in_the_result(node):
-            seen = self._builder.storage(node.name, 0)
 
         def storage(name: str, part: torch.Tensor) -> int:
             return self._storage(name, part) if seen is None else seen

@@ -152,7 +152,8 @@ def tensors_in(value: Any) -> list[torch.Tensor]:
 
 
 def is_overwritten(node: fx.Node) -> bool:
-    """Whether a kernel of the user's own writes over what this node makes, or a view of it, and nothing else reads it.
+    """Whether a kernel of the user's own writes over all of what this node makes, also through views, and nothing else
+    reads it.
 
     Inductor then gives the kernel that buffer and makes no copy (``fx_passes/reinplace.py``).
     """
@@ -163,10 +164,15 @@ def is_overwritten(node: fx.Node) -> bool:
             assert isinstance(operands, dict)
             assert isinstance(written, (list, tuple))
             return all(name in written for name, operand in operands.items() if operand is node)
-        if classify_kind(user) is not NodeKind.VIEW:
+        if classify_kind(user) is not NodeKind.VIEW or _elements_of(user) != _elements_of(node):
             return False
         node = user
     return False
+
+
+def _elements_of(node: fx.Node) -> str:
+    """How many, as text: symbols are compared without a guard."""
+    return " ".join(str(tensor.numel()) for tensor in tensors_in(node.meta.get("val")))
 
 
 def replays_from_seed(node: fx.Node) -> bool:

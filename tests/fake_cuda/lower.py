@@ -37,6 +37,7 @@ from bench.uncompiled import uncompiled
 from graphremat.backend import graphremat as backend
 from graphremat.passes.devices import find_device
 from graphremat.passes.planner import Candidate, judge
+from graphremat.passes.torch_private import modules_changed_without_data
 from graphremat.tracing import trace_step
 from graphremat.truth import StepTruth
 from tests.fake_cuda.device import fake_cuda
@@ -81,18 +82,9 @@ class Setting:
 
     def case(self) -> Case:
         """The network on the card, inside of a mode for fake tensors."""
-        dtype = getattr(torch, self.dtype)
-        torch.set_default_dtype(dtype)  # fake parameters cannot be moved or cast
-        try:
-            with torch.device("cuda:0"):
-                case = ALL[self.network].build(self.size)
-        finally:
-            torch.set_default_dtype(torch.float32)
-        for module in case.model.modules():
-            for name, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_floating_point():
-                    module._buffers[name] = buffer.to(dtype)
-        return case
+        with torch.device("cuda:0"), modules_changed_without_data():
+            case = ALL[self.network].build(self.size)
+            return case.to("cuda:0", getattr(torch, self.dtype))
 
     @contextmanager
     def tracing(self) -> Iterator[None]:

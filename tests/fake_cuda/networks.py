@@ -14,11 +14,11 @@ from bench.networks.parts import Inputs
 
 BLOCK = 1024
 
+# Inductor copies a kernel's source without what this module imports: no annotations but Triton's.
+
 
 @triton.jit
-def silu_times(
-    gate, value, out, count, BLOCK: tl.constexpr
-):  # Inductor copies its source, without our imports
+def silu_times(gate, value, out, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     x, y = tl.load(gate + at, mask=at < count), tl.load(value + at, mask=at < count)
     tl.store(out + at, x * tl.sigmoid(x) * y, mask=at < count)
@@ -127,11 +127,8 @@ class FlexBlock(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.norm, self.qkv, self.mixed = (
-            nn.LayerNorm(width),
-            nn.Linear(width, 3 * width),
-            nn.Linear(width, width),
-        )
+        self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.mixed = nn.Linear(width, width)
         self.inner, self.outer = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
