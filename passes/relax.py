@@ -37,8 +37,9 @@ def relax_fusion(problem: Problem) -> Relaxation:
     graph = [problem.storages[v.storage].holder is Holder.GRAPH for v in problem.values]
     readers: list[list[int]] = [[] for _ in problem.values]
     for index, op in enumerate(problem.ops):
-        if op.kind is not Kind.VIEW:
-            for read in op.reads:
+        for read in op.reads:
+            # What a view reads besides what it is a view of, it reads as a fusing kernel does.
+            if op.kind is not Kind.VIEW or problem.base[read] != problem.base[op.writes[0]]:
                 readers[problem.base[read]].append(index)
     virtual: dict[int, int] = {}
     """Op -> its result that may have no buffer: the first that is the graph's."""

@@ -288,6 +288,20 @@ def test_what_a_view_needs_besides_is_made_in_the_forward_with_it() -> None:
     agree(problem, 0.0)
 
 
+def test_what_a_view_reads_besides_may_be_fused_in_the_relaxation() -> None:
+    b = Builder()
+    x = b.input("x", 0)
+    viewed = b.op("viewed", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=1, keep="random")
+    beside = b.op("beside", [x], Kind.FUSIBLE, Phase.FORWARD, size_bytes=2, seconds=1.0, fused_seconds=0.5)
+    view = b.op("view", [viewed, beside], Kind.VIEW, Phase.FORWARD)
+    y = b.op("y", [beside], Kind.KERNEL, Phase.FORWARD)
+    g = b.op("g", [b.tangent("t", 0), view], Kind.KERNEL, Phase.BACKWARD, seconds=1.0)
+    problem = b.build([y], [g])
+    relaxed = relax_fusion(problem).problem
+    assert relaxed.ops[1].seconds == 0.5
+    assert relaxed.storages[relaxed.values[beside].storage].size_bytes == 0
+
+
 def test_what_the_forward_makes_for_nobody_there_costs_its_arithmetic_in_the_relaxation() -> None:
     b = Builder()
     x = b.input("x", 0)
