@@ -22,7 +22,7 @@ from typing import Any
 
 from graphremat.errors import BudgetInfeasible
 from graphremat.passes import torch_private as private
-from graphremat.region import FIRST_SHARE, Region, Sizes, Storages, address_of, tensors_of
+from graphremat.region import FIRST_SHARE, Region, Sizes, Storages, address_of, static_of, tensors_of
 from graphremat.share import Alternative, Call, peaks, rooms, share
 from graphremat.units import format_bytes
 
@@ -44,6 +44,8 @@ class _Waiting:
     node: "weakref.ref[Any]"
     saved_bytes: int
     """By the plan that it ran with."""
+    static: Storages
+    """Its parameters and buffers."""
     held: Storages | None = None
 
     def storages(self) -> Storages:
@@ -52,16 +54,23 @@ class _Waiting:
             node = self.node()
             saved = private.saved_tensors(node) if node is not None else ()
             self.held = {address_of(t): t.untyped_storage().nbytes() for t in saved}
-            for address in self.region.static:
+            for address in self.static:
                 self.held.pop(address, None)
         return self.held
 
 
 @dataclass(eq=False)
 class _Made:
-    """A call of the step at hand: what earlier ones held when it began, and what of it their plans account for."""
+    """A call of the step at hand: what earlier ones held when it began, and what of it their plans account for.
+
+    Modules that are compiled one by one share a graph where they are alike, but not their parameters.
+    """
 
     region: Region
+    static: Storages
+    """Its parameters and buffers."""
+    gradients: Storages
+    """Bytes of the gradients of those, under their addresses."""
     held_bytes: int = 0
     saved_bytes: int = 0
 
@@ -81,7 +90,7 @@ class Ledger:
             union: Storages = {}
             for call in self.waiting:
                 union.update(call.storages())
-                union.update(call.region.static)
+                union.update(call.static)
             without = set(own)
             return sum(size for address, size in union.items() if address not in without)
 
@@ -90,8 +99,7 @@ class Ledger:
         unless the budget has been divided with all calls known. If its symbolic sizes are larger than all before and
         do not fit, it will be compiled for them."""
         with self.lock:
-            region.note_static(arguments)
-            made = _Made(region)
+            made = _Made(region, *static_of(arguments))
             grown = region.note_sizes(arguments)
             if grown and region.peak_bytes > region.budget_bytes:
                 region.ask_for_larger_sizes()
@@ -119,7 +127,7 @@ class Ledger:
         if node is None:
             self.forget(made)
             return
-        call = _Waiting(region, weakref.ref(node), region.saved_bytes)
+        call = _Waiting(region, weakref.ref(node), region.saved_bytes, made.static)
         with self.lock:
             self.waiting.append(call)
         weakref.finalize(node, self._close, call).atexit = False
@@ -189,18 +197,17 @@ def _calls(step: Sequence[_Made]) -> list[Call]:
     other reasons (an input that was saved)."""
     static: Storages = {}
     for made in step:
-        static.update(made.region.static)
+        static.update(made.static)
     found = []
     earlier: Storages = {}
     for place, made in enumerate(step):
         gradients: Storages = {}
         for after in step[place + 1 :]:
-            gradients.update(after.region.gradients)
-        region = made.region
-        kept = made.held_bytes - _bytes_without(earlier, region.static) - made.saved_bytes
-        outside = _bytes_without(static, region.static) + _bytes_without(gradients, region.gradients)
-        found.append(Call(region, outside + max(0, kept)))
-        earlier.update(region.static)
+            gradients.update(after.gradients)
+        kept = made.held_bytes - _bytes_without(earlier, made.static) - made.saved_bytes
+        outside = _bytes_without(static, made.static) + _bytes_without(gradients, made.gradients)
+        found.append(Call(made.region, outside + max(0, kept)))
+        earlier.update(made.static)
     return found
 
 

@@ -114,10 +114,6 @@ class Region:
         self.budget_bytes = budget_bytes
         self.symbols = symbols if any(symbols) else ()
         self.lowest_if_infeasible = lowest_if_infeasible
-        self.static: Storages = {}
-        """Parameters and buffers."""
-        self.gradients: Storages = {}
-        """Bytes of the gradients of those, under their addresses."""
         self.aim: Aim | None = None
         """What it is to be compiled for at its next call."""
         self.over: BudgetInfeasible | None = None
@@ -233,15 +229,6 @@ class Region:
         self.sizes = sizes
         return True
 
-    def note_static(self, arguments: Sequence[Any]) -> None:
-        """Parameters and buffers, and the gradients that they will have."""
-        if self.static:
-            return
-        for tensor in filter(private.is_static_input, tensors_of(arguments)):
-            self.static[address_of(tensor)] = tensor.untyped_storage().nbytes()
-            if tensor.requires_grad:
-                self.gradients[address_of(tensor)] = tensor.nbytes
-
 
 _numbers = itertools.count()
 
@@ -254,6 +241,13 @@ def tensors_of(values: Any) -> list[torch.Tensor]:
     """The strided tensors among inputs or outputs."""
     found = values if isinstance(values, (tuple, list)) else (values,)
     return [v for v in found if isinstance(v, torch.Tensor) and v.layout == torch.strided]
+
+
+def static_of(arguments: Sequence[Any]) -> tuple[Storages, Storages]:
+    """Parameters and buffers among the inputs of a call, and the bytes of the gradients that they will have."""
+    found = [t for t in tensors_of(arguments) if private.is_static_input(t)]
+    gradients = {address_of(t): t.nbytes for t in found if t.requires_grad}
+    return {address_of(t): t.untyped_storage().nbytes() for t in found}, gradients
 
 
 def address_of(tensor: torch.Tensor) -> int:
