@@ -42,6 +42,7 @@ class WrapperProgram:
             "extern_kernels": lambda kernels: _ExternKernels(kernels, log),
             "alloc_from_pool": lambda _: _alloc_from_pool,
             "assert_size_stride": lambda _: _restride,
+            "assert_tensor_metadata": lambda _: _restride,  # from torch 2.14 on
             "assert_alignment": lambda _: _nothing,
             "get_raw_stream": lambda _: lambda _: 0,
         }
@@ -97,10 +98,10 @@ def _absent_names(statement: ast.stmt, error: ImportError) -> list[str]:
     return [alias.asname or alias.name.partition(".")[0] for alias in statement.names]
 
 
-def _restride(tensor: torch.Tensor, size: Sequence[int], stride: Sequence[int], *_: Any) -> None:
+def _restride(tensor: torch.Tensor | None, size: Sequence[int], stride: Sequence[int], *_: Any) -> None:
     """A wrapper says which strides an op's result has; a meta kernel may choose others than the real one does (a
     convolution of channels-last tensors), and the scratch of a later op depends on them."""
-    if tuple(tensor.shape) == tuple(size) and tensor.stride() != tuple(stride):
+    if tensor is not None and tuple(tensor.shape) == tuple(size) and tensor.stride() != tuple(stride):
         tensor.as_strided_(size, stride)
 
 
