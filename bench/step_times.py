@@ -5,13 +5,16 @@
 Each network is compiled at ``--plans`` fractions of its range, with every kind of costs asked for, and all its steps
 are timed in turn. A line a plan: what the costs say of the step, and what it takes; a line a network: the rank
 correlation (Spearman's) of the two, and how the fastest step compares with torch's own backend. One JSON line a plan is
-added to ``--out``.
+added to ``--out``. Where all plans take nearly the same time, noise decides their order: the table says as well how
+many of the pairs that are planned to be ``APART`` or more apart the clock orders as planned.
 """
 
 import argparse
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import permutations
 from pathlib import Path
 
 import torch
@@ -28,6 +31,8 @@ from graphremat.passes.torch_private import many_recompilations
 
 RESULTS = Path(__file__).parent / "results" / "step_times.jsonl"
 TORCH = "torch.compile"
+APART = 0.03
+"""Share by which two planned times differ at least to be a pair that the clock is asked about."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,8 @@ class StepTime:
     spread_seconds: float
     sources: str
     threads: int
+    compile_seconds: float | None = None
+    """What the first step took beyond a later one's median, with all caches off; None in rows of before 2026-11-27."""
 
 
 def correlation(rows: Sequence[StepTime]) -> float:
@@ -56,6 +63,14 @@ def correlation(rows: Sequence[StepTime]) -> float:
     return float(spearmanr(planned, measured).statistic)
 
 
+def ordered_alike(rows: Sequence[StepTime]) -> tuple[int, int]:
+    """Of the pairs of plans whose planned times are ``APART`` or more apart: those that the clock orders alike, and
+    all."""
+    planned = [(row.planned_seconds, row.measured_seconds) for row in rows if row.planned_seconds is not None]
+    pairs = [(a, b) for a, b in permutations(planned, 2) if b[0] >= (1 + APART) * a[0]]
+    return sum(b[1] > a[1] for a, b in pairs), len(pairs)
+
+
 def measure(
     network: str, size: str, costs: Sequence[str], plans: int, rounds: int, lowering: str
 ) -> list[StepTime]:
@@ -64,27 +79,29 @@ def measure(
     sources = digest_of(("graphremat/*.py", "passes/*.py", "bench/networks/*.py"))
     steps: dict[str, Callable[[], object]] = {}
     planned: dict[str, tuple[str, float | None, float | None]] = {}
+    first: dict[str, float] = {}
     if lowering == "inductor":
         steps[TORCH] = _step(case, torch.compile(case.model))
         planned[TORCH] = TORCH, None, None
-        steps[TORCH]()
+        first[TORCH] = _seconds_of(steps[TORCH])
     for kind in costs:
         seen: set[tuple[int, float]] = set()
         for fraction in (place / (plans - 1) for place in range(plans - 1, -1, -1)):
             name = f"{kind} {fraction:.2f}"
             options = {"memory_budget": fraction, "costs": kind, "lowering": lowering, "on_failure": "error"}
             step = _step(case, torch.compile(case.model, backend="graphremat", options=options))
-            step()
+            taken = _seconds_of(step)
             report = graphremat.last_report()
             plan = report.generated_peak_bytes, report.step_seconds
             if plan not in seen:  # two fractions may have one plan
                 seen.add(plan)
                 steps[name], planned[name] = step, (kind, fraction, report.step_seconds)
+                first[name] = taken
     times = time_interleaved(steps, rounds=rounds)
     return [
         StepTime(
             network, size, kind, fraction, seconds, times[name].min_seconds, times[name].median_seconds,
-            times[name].spread_seconds, sources, torch.get_num_threads(),
+            times[name].spread_seconds, sources, torch.get_num_threads(), first[name] - times[name].median_seconds,
         )
         for name, (kind, fraction, seconds) in planned.items()
     ]  # fmt: skip
@@ -99,17 +116,28 @@ def _step(case: Case, model: Callable[..., object] | nn.Module) -> Callable[[], 
     return step
 
 
+def _seconds_of(step: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    step()
+    return time.perf_counter() - started
+
+
 def tables_of(rows: Sequence[StepTime]) -> tuple[Table, Table]:
     """A line a plan, and a line a network and kind of costs."""
-    plans = Table("network", "costs", "budget", "planned ms", "best ms", "median ms", "spread ms")
+    plans = Table(
+        "network", "costs", "budget", "planned ms", "best ms", "median ms", "spread ms", "compile s"
+    )
     for row in rows:
         budget = "" if row.fraction is None else f"{row.fraction:.2f}"
+        compiled = "" if row.compile_seconds is None else f"{row.compile_seconds:.1f}"
         said = "" if row.planned_seconds is None else f"{row.planned_seconds * 1e3:.2f}"
         plans.add_row(
             row.network, row.costs, budget, said, f"{row.measured_seconds * 1e3:.2f}",
-            f"{row.median_seconds * 1e3:.2f}", f"{row.spread_seconds * 1e3:.2f}",
+            f"{row.median_seconds * 1e3:.2f}", f"{row.spread_seconds * 1e3:.2f}", compiled,
         )  # fmt: skip
-    networks = Table("network", "costs", "plans", "rank correlation", "fastest against torch.compile")
+    networks = Table(
+        "network", "costs", "plans", "rank correlation", "pairs in order", "fastest against torch.compile"
+    )
     for network in dict.fromkeys(row.network for row in rows):
         own = [row for row in rows if row.network == network]
         torchs = [row.measured_seconds for row in own if row.costs == TORCH]
@@ -117,7 +145,9 @@ def tables_of(rows: Sequence[StepTime]) -> tuple[Table, Table]:
             of_kind = [row for row in own if row.costs == kind]
             fastest = min(row.measured_seconds for row in of_kind)
             ratio = f"{fastest / torchs[0]:.3f}" if torchs else "not measured"
-            networks.add_row(network, kind, str(len(of_kind)), f"{correlation(of_kind):.3f}", ratio)
+            right, pairs = ordered_alike(of_kind)
+            in_order = f"{right} of {pairs}"
+            networks.add_row(network, kind, str(len(of_kind)), f"{correlation(of_kind):.3f}", in_order, ratio)
     return plans, networks
 
 
@@ -133,10 +163,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--lowering", default="inductor", choices=["inductor", "aot_eager"])
     parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--read", action="store_true", help="print what --out holds, measure nothing")
     asked = parser.parse_args(arguments)
     console = Console()
     found: list[StepTime] = []
-    for network in asked.networks.split(","):
+    if asked.read:
+        found = [StepTime(**json.loads(line)) for line in asked.out.read_text().splitlines()]
+    for network in [] if asked.read else asked.networks.split(","):
         torch.compiler.reset()
         many_recompilations()
         caches_off = torch.compiler.config.patch(force_disable_caches=True)

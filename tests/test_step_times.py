@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench import step_times
-from bench.step_times import TORCH, StepTime, correlation
+from bench.step_times import TORCH, StepTime, correlation, ordered_alike
 
 
 def row(planned: float | None, measured: float) -> StepTime:
@@ -27,6 +27,11 @@ def test_plans_that_are_planned_alike_are_in_no_wrong_order() -> None:
     assert correlation([row(1.0, 1.0), row(1.0, 2.0)]) == 1.0
 
 
+def test_pairs_that_are_planned_nearly_alike_are_not_asked_about() -> None:
+    rows = [row(None, 0.5), row(1.0, 1.5), row(1.01, 1.0), row(1.1, 1.2)]
+    assert ordered_alike(rows) == (1, 2)  # the last is planned slower than both others, and slower than one
+
+
 def test_a_run_from_network_to_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.jsonl"
     arguments = ["--networks", "linear_stack", "--size", "one_block", "--plans", "3", "--rounds", "1"]
@@ -35,4 +40,7 @@ def test_a_run_from_network_to_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [r["fraction"] for r in rows] == [1.0, 0.5, 0.0]
     assert all(r["measured_seconds"] > 0 and r["planned_seconds"] > 0 for r in rows)
     assert rows[0]["planned_seconds"] <= rows[-1]["planned_seconds"]
-    assert "rank correlation" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "correlation" in printed
+    step_times.main(["--read", "--out", str(out)])
+    assert capsys.readouterr().out == printed
