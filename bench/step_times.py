@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from scipy.stats import spearmanr
 from torch import nn
 
@@ -135,9 +135,8 @@ def tables_of(rows: Sequence[StepTime]) -> tuple[Table, Table]:
             row.network, row.costs, budget, said, f"{row.measured_seconds * 1e3:.2f}",
             f"{row.median_seconds * 1e3:.2f}", f"{row.spread_seconds * 1e3:.2f}", compiled,
         )  # fmt: skip
-    networks = Table(
-        "network", "costs", "plans", "rank correlation", "pairs in order", "fastest against torch.compile"
-    )
+    rank = Column("rank correlation", no_wrap=True)
+    networks = Table("network", "costs", "plans", rank, "pairs in order", "fastest against torch.compile")
     for network in dict.fromkeys(row.network for row in rows):
         own = [row for row in rows if row.network == network]
         torchs = [row.measured_seconds for row in own if row.costs == TORCH]

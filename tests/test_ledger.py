@@ -120,9 +120,8 @@ def test_a_budget_that_no_division_keeps_is_refused_at_the_next_step(build: Buil
     torch.compiler.reset()
     LEDGER.rounds.clear()
     lowest = caught.value.lowest_peak_bytes
-    model, call = build(
-        lowest + 1024
-    )  # what runs between the graphs holds a few numbers, not the same in each step
+    # What runs between the graphs holds a few numbers, not the same in each step.
+    model, call = build(lowest + 1024)
     assert 0.95 * lowest <= peak_of(model, call, torch.randn(256, 64)) <= lowest + 1024
 
 

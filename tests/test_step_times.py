@@ -41,6 +41,6 @@ def test_a_run_from_network_to_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(r["measured_seconds"] > 0 and r["planned_seconds"] > 0 for r in rows)
     assert rows[0]["planned_seconds"] <= rows[-1]["planned_seconds"]
     printed = capsys.readouterr().out
-    assert "correlation" in printed
+    assert "rank correlation" in printed
     step_times.main(["--read", "--out", str(out)])
     assert capsys.readouterr().out == printed
