@@ -26,6 +26,9 @@ log = logging.getLogger("graphremat")
 WORTH_IT = 0.03
 """Another plan than torch's is taken where there is no budget if it gains more than this share of peak or step."""
 
+REPLAYS_DIFFER = 0.005
+"""Share of a peak by which two replays of one graph, both corrected alike, are taken to be told apart."""
+
 EFFORT_WITHOUT_BUDGET = 0.1
 """Where there is no budget, other plans than the fastest are for the report alone."""
 
@@ -155,7 +158,7 @@ def chosen_plan(
         most=lowering.options.max_lowerings,
     )
     choice = choose_under(budget)
-    if budget is None and fastest > 0 and truth(choice.place) > plans[0].replay.peak_bytes * (1 - WORTH_IT):
+    if budget is None and fastest > 0 and not _is_below(plans[0], plans[fastest], truth(choice.place)):
         torchs_bytes = lowering.truth(0, plans[0], reuse_under=math.inf).peak_bytes
         if truth(choice.place) > torchs_bytes:  # faster than torch's, but not at a higher peak
             choice = replace(choose_under(torchs_bytes), budget_bytes=None)
@@ -163,6 +166,14 @@ def chosen_plan(
                 return Choice(0, None, True, {0: torchs_bytes})
     true_bytes = {places[k]: size for k, size in choice.true_bytes.items()}
     return replace(choice, place=places[choice.place], true_bytes=true_bytes)
+
+
+def _is_below(torchs: Candidate, taken: Candidate, true_bytes: int) -> bool:
+    """Whether torch's plan surely has a peak above the true one of the plan taken, so that nobody need generate its
+    code: by its replay as it is, and by its replay corrected by what the other one's was off."""
+    replayed = torchs.replay.peak_bytes
+    corrected = replayed * true_bytes / max(taken.replay.peak_bytes, 1)
+    return true_bytes < min(replayed, corrected) * (1 - REPLAYS_DIFFER)
 
 
 def _saving_at_most(most_bytes: int, plans: Sequence[Candidate]) -> list[int]:

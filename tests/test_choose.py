@@ -158,9 +158,10 @@ def test_another_plan_than_torchs_has_to_be_worth_it(
     ("true", "place"),
     [
         ([1000, 900, 700], 1),  # surely below torch's peak: that is not looked at
-        ([1000, 990, 700], 1),
+        ([1000, 994, 700], 1),
+        ([1000, 996, 700], 1),  # too near to tell by replays
         ([1000, 1010, 700], 2),  # the code of the faster plan takes more than torch's after all
-        ([600, 990, 700], 0),  # torch's takes less than all that is behind it
+        ([600, 1000, 700], 0),  # torch's takes less than all that is behind it
     ],
 )
 def test_without_a_budget_the_peak_is_no_higher_than_torchs(true: list[int], place: int) -> None:
@@ -183,4 +184,4 @@ def test_without_a_budget_the_peak_is_no_higher_than_torchs(true: list[int], pla
     assert (choice.place, choice.fits, choice.budget_bytes) == (place, True, None)
     assert choice.true_bytes[place] == true[place] <= max(true[0], 900)
     assert len(looked) == len(set(looked))
-    assert (0 in looked) == (true[1] > 970)
+    assert (0 in looked) == (true[1] >= 995)
