@@ -4,9 +4,12 @@ Inductor repeats pointwise work in its readers, and decides reader by reader. Wh
 copies for the kernel, and lets the other readers repeat the work from operands that must then live on: an activation is
 in memory twice, before and after its function. And of random numbers it keeps the 32-bit numbers, not the mask of one
 byte each that is made of them. The replay counts one buffer: the value's own, which the kernel and all others read.
+
+What one kernel alone reads is written when Inductor comes to that kernel. Where the plan makes it before another
+kernel, what it is made of would live on until then.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import fx
@@ -21,19 +24,28 @@ CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_b
 
 
 def keep_buffers(module: fx.GraphModule) -> None:
-    """Mark pointwise results with several readers that a kernel reads, and masks made of random numbers.
+    """Mark pointwise results that a kernel reads, if they have several readers or another kernel runs before that one,
+    and masks made of random numbers.
 
     Images are left alone where there are convolutions, since Inductor chooses the order of their channels.
     """
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
     channels_move = any(node.target in CONVOLUTIONS for node in calls)
+    kernels = 0
+    before: dict[fx.Node, int] = {}
+    """For each node, the kernels that run before it."""
+    for node in calls:
+        before[node] = kernels
+        kernels += problem_kind(node) is Kind.KERNEL
     for node in calls:
         val = node.meta.get("val")
         if not isinstance(val, torch.Tensor) or (channels_move and val.dim() == 4):
             continue
-        if problem_kind(node) is not Kind.FUSIBLE or len(node.users) < 2:
+        if problem_kind(node) is not Kind.FUSIBLE or not node.users:
             continue
-        if is_mask(node) or any(_is_read_by_kernel(user) for user in node.users):
+        readers = list(_kernels_reading(node))
+        waits = bool(readers) and min(before[reader] for reader in readers) > before[node]
+        if waits or (len(node.users) > 1 and (is_mask(node) or readers)):
             node.meta[REALIZE] = True
 
 
@@ -59,9 +71,13 @@ def is_mask(node: fx.Node) -> bool:
     return any(replays_from_seed(operand) for operand in node.all_input_nodes)
 
 
-def _is_read_by_kernel(user: fx.Node) -> bool:
-    """Whether a user of a value is a kernel of its own, or a view that one reads."""
-    kind = problem_kind(user)
-    if user.op != "call_function" or user.meta.get("val") is None:
-        return False
-    return kind is Kind.KERNEL or (kind is Kind.VIEW and any(map(_is_read_by_kernel, user.users)))
+def _kernels_reading(node: fx.Node) -> Iterator[fx.Node]:
+    """The kernels that read a value, or a view of it."""
+    for user in node.users:
+        kind = problem_kind(user)
+        if user.op != "call_function" or user.meta.get("val") is None:
+            continue
+        if kind is Kind.KERNEL:
+            yield user
+        elif kind is Kind.VIEW:
+            yield from _kernels_reading(user)

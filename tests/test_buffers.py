@@ -48,7 +48,9 @@ class Tied(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, -2), tokens.flatten())
 
 
-@pytest.mark.parametrize(("network", "most_below"), [("llama", 0.0), ("mixture_of_experts", 0.05)])
+@pytest.mark.parametrize(
+    ("network", "most_below"), [("llama", 0.0), ("mixture_of_experts", 0.05), ("dropout_gpt", 0.01)]
+)
 def test_the_code_of_the_lowest_plan_takes_no_more_than_was_planned(network: str, most_below: float) -> None:
     """With the prices of a named device: those of this machine, and so the plan, are not those of another.
 
@@ -172,6 +174,19 @@ def test_images_are_left_alone_where_there_are_convolutions() -> None:
         return aten.mm.default(flat, flat), aten.exp.default(flat), aten.exp.default(active)
 
     assert marked(traced(function, (2, 2, 3, 3), (2, 2, 1, 1))) == {"relu_default_1"}
+
+
+def test_what_waits_for_its_kernel_behind_another_gets_a_buffer_where_it_is_made() -> None:
+    """Made when the kernel needs it, it would keep what it is made of until then."""
+    aten: Any = torch.ops.aten
+
+    def function(x: Tensor, y: Tensor) -> Any:
+        early = aten.exp.default(x)
+        first = aten.mm.default(y, y)
+        late = aten.exp.default(y)
+        return aten.mm.default(aten.t.default(early), aten.mm.default(first, late))
+
+    assert marked(traced(function, (2, 2), (2, 2))) == {"exp_default"}
 
 
 def test_the_bench_shows_what_the_fence_is_for(
