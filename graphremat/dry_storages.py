@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from graphremat.errors import PlanningError
 from graphremat.lowering import SymbolSpec, TensorSpec, describe_inputs, placeholder_values
-from graphremat.passes.scratch import scratch_bytes
+from graphremat.passes.scratch import scratch_bytes, spare_bytes
 from graphremat.passes.torch_private import HigherOrderOperator, disable_current_modes, storage_key
 
 Phase: TypeAlias = Literal["inputs", "forward", "backward"]
@@ -48,13 +48,13 @@ class StorageLog:
     _alive: dict[int, tuple["weakref.ref[torch.UntypedStorage]", int]] = field(default_factory=dict)
     _devices: dict[int, str] = field(default_factory=dict)
 
-    def track(self, tensor: torch.Tensor, name: str, device_type: str) -> None:
-        """Count the tensor's storage from now until it dies, unless it is known already."""
+    def track(self, tensor: torch.Tensor, name: str, device_type: str, spare: int = 0) -> None:
+        """Count the tensor's storage, and so many bytes more, from now until it dies, unless it is known already."""
         key = storage_key(tensor)
         if key in self._alive:
             return
         storage = tensor.untyped_storage()
-        size = -(-storage.nbytes() // self.round_to_bytes) * self.round_to_bytes
+        size = -(-(storage.nbytes() + spare) // self.round_to_bytes) * self.round_to_bytes
         serial = len(self.names)
         self.names.append(name)
         self.sizes.append(size if device_type == self.device_type else 0)
@@ -167,8 +167,9 @@ class Calls(TorchDispatchMode):
             if devices and devices[0].type != "meta":
                 device_type = devices[0].type
             name = self.log.node or assigned_name() or str(func)
+            spare = spare_bytes(str(func), args, device_type)
             for leaf in fresh:
-                self.log.track(leaf, name, device_type)
+                self.log.track(leaf, name, device_type, spare)
         if not getattr(func, "is_view", False):
             scratch = scratch_bytes(str(func), args, self.log.device_type)
             self.log.called(self.log.node or str(func), scratch)

@@ -19,7 +19,7 @@ from graphremat.passes.garbage import garbage_left
 from graphremat.passes.hints import SizeHint, symbol_hints
 from graphremat.passes.kinds import is_overwritten, op_name, problem_kind, replays_from_seed, tensors_in
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
-from graphremat.passes.scratch import CONVOLUTIONS, channels_last, scratch_bytes
+from graphremat.passes.scratch import CONVOLUTIONS, channels_last, scratch_bytes, spare_bytes
 
 OVERWRITTEN = "a kernel of the user's own writes its result over it"
 HEAVY_OPS = frozenset({"aten.exp", "aten.sigmoid"})
@@ -155,7 +155,7 @@ class _Reader:
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
                 written_out=replays_from_seed(node),
                 relays=_relays(node),
-                scratch_bytes=self._scratch_bytes(node),
+                scratch_bytes=0 if kind is Kind.FUSIBLE else self._scratch_bytes(node),
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, OVERWRITTEN if lies_in_result else ""),
             )
@@ -174,11 +174,12 @@ class _Reader:
     def _write(self, node: fx.Node, val: object, seen: int | None = None) -> list[int]:
         """The results of a node: views of the storage ``seen``, or each in a storage of its own."""
 
-        def storage(name: str, part: torch.Tensor) -> int:
-            return self._storage(name, part) if seen is None else seen
+        def storage(name: str, part: torch.Tensor, spare: int = 0) -> int:
+            return self._storage(name, part, spare=spare) if seen is None else seen
 
         if isinstance(val, torch.Tensor):
-            return [self._add_value(node, storage(node.name, val), val)]
+            spare = 0 if self._fuses or seen is not None else self._spare_bytes(node)
+            return [self._add_value(node, storage(node.name, val, spare), val)]
         if isinstance(val, (tuple, list, dict)):
             results: dict[object, int] = {}
             module, source = origin_of(node)
@@ -200,9 +201,10 @@ class _Reader:
         can_run_again = node not in self._joint.keep
         return can_run_again and isinstance(node.meta.get("val"), torch.Tensor) and is_overwritten(node)
 
-    def _storage(self, name: str, val: torch.Tensor, holder: Holder = Holder.GRAPH) -> int:
+    def _storage(self, name: str, val: torch.Tensor, holder: Holder = Holder.GRAPH, *, spare: int = 0) -> int:
         self._sizes |= symbol_hints((*val.shape, *val.stride()))
-        return self._builder.storage(name, tensor_bytes(val, self._hint), holder, tensor_bytes_text(val))
+        size = tensor_bytes(val, self._hint) + spare
+        return self._builder.storage(name, size, holder, tensor_bytes_text(val))
 
     def _add_value(self, node: fx.Node, storage: int, val: torch.Tensor) -> int:
         module, source = origin_of(node)
@@ -233,9 +235,8 @@ class _Reader:
 
     def _scratch_bytes(self, node: fx.Node) -> int:
         """What the op allocates for itself; 0 where its sizes are symbolic."""
-        args: Sequence[Any] = fx.node.map_arg(node.args, lambda operand: operand.meta.get("val"))
-        sizes = [size for t in tensors_in(args) for size in (*t.shape, *t.stride())]
-        if any(isinstance(size, torch.SymInt) for size in sizes):
+        args = self._known_args(node)
+        if args is None:
             return 0
         name, copied = str(node.target), 0
         if name in CONVOLUTIONS and self._on_cpu and self._fuses and self._runs_here:
@@ -243,6 +244,16 @@ class _Reader:
             args, copied = channels_last(args, held)
         device_type = "cpu" if self._on_cpu else "cuda"
         return copied + scratch_bytes(name, args, device_type, probes=self._runs_here)
+
+    def _spare_bytes(self, node: fx.Node) -> int:
+        args = self._known_args(node)
+        return 0 if args is None else spare_bytes(str(node.target), args, "cpu" if self._on_cpu else "cuda")
+
+    def _known_args(self, node: fx.Node) -> Sequence[Any] | None:
+        """What the op was traced with; None where its sizes are symbolic."""
+        args: Sequence[Any] = fx.node.map_arg(node.args, lambda operand: operand.meta.get("val"))
+        sizes = [size for t in tensors_in(args) for size in (*t.shape, *t.stride())]
+        return None if any(isinstance(size, torch.SymInt) for size in sizes) else args
 
     def _tensors(self, nodes: list[object]) -> list[int]:
         found = [self._value_of[n] for n in nodes if isinstance(n, fx.Node) and n in self._value_of]

@@ -11,8 +11,9 @@ their own (sorting) are not modelled.
 """
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
@@ -72,6 +73,22 @@ def scratch_bytes(op_name: str, args: Sequence[Any], device_type: str = "cpu", *
             return probed
     model = _MODELS.get((device_type, op_name))
     return model(args) if model is not None else 0
+
+
+def spare_bytes(op_name: str, args: Sequence[Any], device_type: str = "cpu") -> int:
+    """By how much the storage of the op's result is larger than the result, for as long as that lives: a loss that is
+    one number lies where the losses of all elements were.
+
+    Args:
+        op_name, args, device_type: as for :func:`scratch_bytes`.
+    """
+    if (
+        device_type != "cpu"
+        or op_name not in _LOSSES
+        or _reduction(args, _LOSSES[op_name][0]) == _ALL_ELEMENTS
+    ):
+        return 0
+    return int((args[0].numel() - 1) * args[0].element_size())
 
 
 _ATTENTIONS = tuple(
@@ -182,9 +199,81 @@ def _dropout(args: Sequence[Any]) -> int:
     return int(args[0].numel() * args[0].element_size()) if args[1] and args[2] is not False else 0
 
 
+def _number(args: Sequence[Any]) -> int:
+    """A number as an operand, which torch makes a tensor of one float64 or int64; where the op computes in another
+    type, the number again in that one, and the tensor as well if it is in a third."""
+    tensor, number = args[:2]
+    if not isinstance(tensor, torch.Tensor) or not isinstance(number, (int, float)):
+        return 0
+    computed, given = (
+        torch.result_type(tensor, number),
+        torch.float64 if isinstance(number, float) else torch.int64,
+    )
+    converted = (computed != given) + (computed != tensor.dtype) * tensor.numel()
+    return given.itemsize + int(converted) * computed.itemsize
+
+
+def _mean(args: Sequence[Any]) -> int:
+    """A sum that is divided by a number; of half precision both are in float32 first."""
+    tensor, dims = args[0], args[1] if len(args) > 1 and args[1] else range(args[0].dim())
+    if tensor.element_size() >= 4:
+        return _number([tensor, 1])
+    means = tensor.numel() // math.prod(tensor.shape[dim] for dim in dims)
+    return int(tensor.numel() + means) * 4
+
+
+def _dropout_backward(args: Sequence[Any]) -> int:
+    """The mask in the gradient's dtype, and the scale as a number."""
+    gradient, _, scale = args
+    return int(gradient.numel() * gradient.element_size()) + _number([gradient, float(scale)])
+
+
+def _layer_norm_backward(args: Sequence[Any]) -> int:
+    """Each thread sums the gradients of weight and bias by itself."""
+    return int(torch.get_num_threads() * 2 * math.prod(args[2]) * args[0].element_size())
+
+
+_WITH_NUMBER = (
+    *(f"{name}.{overload}" for name in ("add", "sub", "mul", "div") for overload in ("Tensor", "Scalar")),
+    *(f"{name}.Scalar" for name in ("rsub", "remainder", "eq", "ne", "lt", "le", "gt", "ge")),
+)
+
+_LOSSES = {
+    "aten.mse_loss.default": (2, True),
+    "aten.smooth_l1_loss.default": (2, True),
+    "aten.soft_margin_loss.default": (2, False),
+    "aten.binary_cross_entropy.default": (3, False),
+}
+"""For each loss that is first computed of all elements, in the storage of its result: where its reduction is among the
+arguments, and whether the losses of all are in memory twice while they are reduced."""
+
+
+def _loss(op_name: str, args: Sequence[Any]) -> int:
+    place, twice = _LOSSES[op_name]
+    reduction = _reduction(args, place)
+    if reduction == _ALL_ELEMENTS:
+        return 0
+    losses = args[0]
+    size = losses.element_size() * (losses.numel() if twice else 1)
+    return int(size) + (_mean([losses]) if reduction == _MEAN else 0)
+
+
+def _reduction(args: Sequence[Any], place: int) -> int:
+    return int(args[place]) if len(args) > place else _MEAN
+
+
+_ALL_ELEMENTS, _MEAN = 0, 1
+"""torch's numbers of reductions (``aten/src/ATen/core/Reduction.h``); 2 is the sum."""
+
 _MODELS: dict[tuple[str, str], Callable[[Sequence[Any]], int]] = {
     ("cpu", "aten._scaled_dot_product_flash_attention_for_cpu.default"): _flash_attention,
     ("cpu", "aten._scaled_dot_product_flash_attention_for_cpu_backward.default"): _flash_attention_backward,
     ("cpu", "aten.native_dropout.default"): _dropout,
+    ("cpu", "aten.native_dropout_backward.default"): _dropout_backward,
+    ("cpu", "aten.native_layer_norm_backward.default"): _layer_norm_backward,
+    ("cpu", "aten.mean.dim"): _mean,
+    ("cpu", "aten.mean.default"): _mean,
     ("cuda", "aten._scaled_dot_product_flash_attention_backward.default"): _flash_attention_backward_on_cuda,
+    **{("cpu", f"aten.{name}"): _number for name in _WITH_NUMBER},
+    **{("cpu", name): partial(_loss, name) for name in _LOSSES},
 }

@@ -20,9 +20,8 @@ from graphremat.passes.planner import judge, plan_frontier
 from graphremat.passes.problem import Problem
 
 BUDGETS = (None, 1.0, 0.75, 0.5, 0.25, 0.0)
-EAGER_WORKSPACES = {"resnet", "unet", "dropout_gpt", "post_norm", "called_twice"}
-"""Networks whose operators allocate inside their eager kernels (convolution, dropout, ReLU's backward), which a dry run
-of whole operators cannot see. Under Inductor they do not, and the tests marked ``inductor`` hold them to the byte."""
+DROPS_OUTPUTS = {"two_losses"}
+"""Networks whose outputs are let go before the backward. The dry run counts them: they are the user's to keep."""
 
 
 @pytest.fixture(autouse=True)
@@ -68,13 +67,13 @@ def test_networks_keep_their_budgets_and_gradients(name: str) -> None:
         assert gradient_error(reference, gradients(case.model, lambda model=model: run(model))) <= 1e-6
         report = graphremat.last_report()
         assert report.budget_bytes is None or report.generated_peak_bytes <= report.budget_bytes
-        if name not in EAGER_WORKSPACES:
-            measured = measure_peak(
-                lambda model=model: run(model).backward(),
-                clear=lambda: case.model.zero_grad(set_to_none=True),
-            )
-            peak = measured.peak_bytes + held_bytes(case.model, *case.inputs)
-            assert abs(peak - report.generated_peak_bytes) <= 0.001 * peak
+        measured = measure_peak(
+            lambda model=model: run(model).backward(),
+            clear=lambda: case.model.zero_grad(set_to_none=True),
+        )
+        peak = measured.peak_bytes + held_bytes(case.model, *case.inputs)
+        assert peak <= report.generated_peak_bytes
+        assert peak == report.generated_peak_bytes or name in DROPS_OUTPUTS
         seconds.append(report.step_seconds)
         peaks.append(report.generated_peak_bytes)
     assert seconds[1:] == sorted(seconds[1:])

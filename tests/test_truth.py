@@ -10,7 +10,7 @@ from torch import fx, nn
 from graphremat.errors import PlanningError
 from graphremat.lowering import GeneratedCode, SymbolSpec, TensorSpec
 from graphremat.measure import PeakMeasurement, measure_peak
-from graphremat.passes.scratch import scratch_bytes
+from graphremat.passes.scratch import scratch_bytes, spare_bytes
 from graphremat.truth import StepTruth, dry_run_graphs, step_truth
 from tests.steps import Observed, build, op_by_op, with_inductor
 
@@ -350,6 +350,56 @@ def test_flash_attention_on_half_precision_keeps_sums_and_products() -> None:
     )
     assert copied == query.numel() * 2
     assert scratch_bytes("aten.mm.default", [query]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64])
+@pytest.mark.parametrize("number", [2, 0.5])
+@pytest.mark.parametrize("name", ["mul.Tensor", "add.Scalar", "rsub.Scalar", "gt.Scalar"])
+def test_a_number_is_a_tensor_while_an_op_reads_it(name: str, number: float, dtype: torch.dtype) -> None:
+    packet, overload = name.split(".")
+    op = getattr(getattr(torch.ops.aten, packet), overload)
+    tensor = torch.ones(1000, dtype=dtype)
+    result = op(tensor, number)
+    measured = measure_peak(lambda: op(tensor, number)).peak_bytes - result.nbytes
+    assert scratch_bytes(f"aten.{name}", [tensor, number]) == measured
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_ops_that_the_cpu_runs_in_several_steps(dtype: torch.dtype) -> None:
+    aten: Any = torch.ops.aten
+    x, weight = torch.randn(8, 64, 48).to(dtype), torch.ones(48, dtype=dtype)
+    mask = torch.rand(x.shape) > 0.5
+    _, mean, rstd = aten.native_layer_norm.default(x, [48], weight, weight, 1e-5)
+    calls: list[tuple[Any, list[Any]]] = [
+        (aten.native_layer_norm_backward.default, [x, x, [48], mean, rstd, weight, weight, [True] * 3]),
+        (aten.native_dropout_backward.default, [x, mask, 1.25]),
+        (aten.mean.dim, [x, [-1], True]),
+        (aten.mean.default, [x]),
+    ]
+    for op, args in calls:
+        made = op(*args)
+        kept = sum(part.nbytes for part in (made if isinstance(made, tuple) else (made,)))
+        measured = measure_peak(lambda op=op, args=args: op(*args)).peak_bytes
+        assert scratch_bytes(str(op), args) == measured - kept, op
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("reduction", [0, 1, 2])
+@pytest.mark.parametrize(
+    "name", ["mse_loss", "smooth_l1_loss", "soft_margin_loss", "binary_cross_entropy", "huber_loss"]
+)
+def test_a_loss_lies_where_the_losses_of_all_elements_were(
+    name: str, reduction: int, dtype: torch.dtype
+) -> None:
+    op = getattr(torch.ops.aten, name).default
+    x, y = torch.rand(64, 100).to(dtype), torch.rand(64, 100).to(dtype)
+    args = [x, y, *([None] if name == "binary_cross_entropy" else []), reduction]
+    made = op(*args)
+    spare = spare_bytes(str(op), args)
+    assert made.untyped_storage().nbytes() == made.nbytes + spare
+    if name != "huber_loss":  # composed of others, which the dry run sees for themselves
+        measured = measure_peak(lambda: op(*args)).peak_bytes
+        assert scratch_bytes(str(op), args) == measured - made.nbytes - spare
 
 
 def test_what_could_not_be_probed_under_a_profiler_is_probed_later() -> None:
