@@ -155,7 +155,7 @@ class _Reader:
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
                 written_out=replays_from_seed(node),
                 relays=_relays(node),
-                scratch_bytes=0 if kind is Kind.FUSIBLE else self._scratch_bytes(node),
+                scratch_bytes=self._scratch_bytes(node) if kind is Kind.KERNEL else 0,
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, OVERWRITTEN if lies_in_result else ""),
             )
