@@ -3,9 +3,10 @@
     python -m bench.on_gpu --out gpu-report
 
 Parts, each a process of its own with its log in ``--out``: ``doctor``; the tests marked ``gpu``; whether budgets are
-kept (``bench.keep_budget --device cuda``, networks side by side, so its times say nothing); and three races in bfloat16
-against ``torch.compile``, checkpoints and torch's own budget, each alone on the device (``bench.side_by_side``): a
-``decoder`` of half a billion parameters, one with ``dropout``, and a ``unet``. A part that fails or runs out of its
+kept (``bench.keep_budget --device cuda``, networks side by side, so its times say nothing); and four races in bfloat16
+against ``torch.compile``, checkpoints and torch's own budget (``bench.side_by_side``): a ``decoder`` of half a billion
+parameters, the same ``tuned`` by Inductor's ``max_autotune``, one with ``dropout``, and a ``unet``. The races are
+compiled beside each other, last, and take turns at the device for the times. A part that fails or runs out of its
 minutes leaves what it had measured. Send the folder.
 
     python -m bench.on_gpu --results bench/results/h100 --page docs/gpu.md
@@ -19,7 +20,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ RACES = {
     "decoder": ("llama", "--checkpoint", "1", "--torch", "0.5", "0.2", "--ours", *OURS),
     "dropout": ("dropout_gpt", "--checkpoint", "1", "--torch", "0.5", "--ours", "none", "0.6", "0.3", "0.0"),
     "unet": ("unet", "--torch", "0.5", "0.2", "--ours", "none", "0.5", "0.0"),
+    "tuned": ("llama", "--max-autotune", "--torch", "0.5", "--ours", "none", "0.6", "0.0"),
 }
 """Part -> network and contestants."""
 RACE = ("--size", "gpu", "--device", "cuda", "--dtype", "bfloat16", "--rounds", "15")
@@ -92,11 +94,24 @@ def budgets(out: Path, networks: Sequence[str], size: str, seconds: float) -> st
     return "; ".join(ends)
 
 
+def races(parts: Sequence[str], out: Path, seconds: float) -> Iterator[str]:
+    """Compile beside each other, time one after the other; what became of each."""
+
+    def one(part: str) -> str:
+        where = ["--lock", str(out / "races.lock"), "--out", str(out / f"{part}.jsonl")]
+        arguments = ["bench.side_by_side", "--network", *RACES[part], *RACE, *where]
+        return f"{part}: {run(arguments, out / f'{part}.log', seconds)}"
+
+    with ThreadPoolExecutor(max(1, len(parts))) as pool:
+        yield from pool.map(one, parts)
+    (out / "races.lock").unlink(missing_ok=True)
+
+
 def race_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The contestants as lines of Markdown, by peak; steps are held against the first row's."""
+    """The contestants as lines of Markdown, by peak; best steps are held against the first row's."""
     last = {str(row["contestant"]): row for row in rows}
-    base = next(iter(last.values()))["median_seconds"]
-    head = ("", "peak, MiB", "of the code, MiB", "step, ms", "ratio", "planned step, ms", "first step, s")
+    base = next(iter(last.values()))["min_seconds"]
+    head = ("", "peak, MiB", "of the code, MiB", "best step, ms", "ratio", "planned step, ms", "1st step, s")
     lines = [head]
     for name, row in sorted(last.items(), key=lambda item: -item[1]["peak_bytes"]):
         code, planned = row["generated_bytes"], row["planned_step_seconds"]
@@ -105,8 +120,8 @@ def race_table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
                 name,
                 f"{row['peak_bytes'] / MIB:,.0f}",
                 "" if code is None else f"{code / MIB:,.0f}",
-                f"{row['median_seconds'] * 1e3:.1f}",
-                f"{row['median_seconds'] / base:.3f}",
+                f"{row['min_seconds'] * 1e3:.1f}",
+                f"{row['min_seconds'] / base:.3f}",
                 "" if planned is None else f"{planned * 1e3:.1f}",
                 f"{row['first_step_seconds']:.1f}",
             )
@@ -241,16 +256,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif part == "budgets":
             end = budgets(out, networks, chosen.size, seconds)
         else:
-            race = [
-                "bench.side_by_side",
-                "--network",
-                *RACES[part],
-                *RACE,
-                "--out",
-                str(out / f"{part}.jsonl"),
-            ]
-            end = run(race, log, seconds)
+            continue
         print(f"{part}: {end}", flush=True)
+    for end in races([part for part in parts if part in RACES], out, seconds):
+        print(end, flush=True)
     print(f"\nreport back: the folder {out} and what is above")
     return 0
 

@@ -6,15 +6,19 @@
 ``--ours`` takes budgets over parameters and inputs, as the printed peaks are, fractions, or ``none``; ``--checkpoint``
 takes how many blocks are one segment of ``torch.utils.checkpoint``, compiled. Every contestant is compiled in this
 process, its peak is measured by the allocator, and then all steps are timed in turn. What fails is a row that says so.
-``--out`` gets one JSON line a contestant. The last line says how our first plan compares with torch's first budget.
+``--out`` gets one JSON line a contestant. With ``--lock`` several of these processes compile beside each other and time
+their steps alone, one process after the other, once all have compiled. The last line says how our first plan compares
+with torch's first budget.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -33,7 +37,7 @@ from bench.keep_budget import sources_digest, storage_bytes
 from bench.networks import NETWORKS, Case
 from graphremat.errors import GraphrematError
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
-from graphremat.passes.torch_private import many_recompilations
+from graphremat.passes.torch_private import many_recompilations, max_autotune
 from graphremat.units import parse_bytes
 
 MIB = 2**20
@@ -109,6 +113,27 @@ def measured(
     return row
 
 
+class Turns:
+    """A file that processes share: all may compile at once, and one at a time may time, when none compiles."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._lock = None if path is None else path.open("a")
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other process of the file compiles or times."""
+        if self._lock is not None:
+            fcntl.flock(self._lock, fcntl.LOCK_UN)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            if self._lock is not None:
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+
+
 def main() -> None:
     """Compile, measure, time and print."""
     parser = argparse.ArgumentParser(
@@ -122,8 +147,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--dtype", help="of everything that has a fraction, like bfloat16")
+    parser.add_argument("--max-autotune", action="store_true", help="Inductor's, for all contestants")
+    parser.add_argument(
+        "--lock", type=Path, help="a file by which processes beside this one take turns at timing"
+    )
     parser.add_argument("--out", type=Path, help="a file that gets JSON lines")
     arguments = parser.parse_args()
+    turns = Turns(arguments.lock)
     torch.compiler.config.force_disable_caches = True
     many_recompilations()
     dtype = None if arguments.dtype is None else getattr(torch, arguments.dtype)
@@ -143,7 +173,8 @@ def main() -> None:
             torch.manual_seed(0)
             case.loss(call(*case.inputs)).backward()
 
-        with console.status(f"compiling {name}"):
+        tuned = max_autotune() if arguments.max_autotune else nullcontext()
+        with console.status(f"compiling {name}"), tuned:
             try:
                 rows[name] = measured(name, step, case, reference, arguments.device)
                 steps[name] = step
@@ -152,7 +183,7 @@ def main() -> None:
                     name, failure=f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
                 )
         write(arguments.out, rows[name], case, arguments)
-    with console.status("timing"):
+    with console.status("timing"), turns.alone():
         times = time_interleaved(steps, rounds=arguments.rounds)
     for name, timing in times.items():
         rows[name].median_seconds, rows[name].min_seconds = timing.median_seconds, timing.min_seconds
@@ -179,6 +210,7 @@ def write(out: Path | None, row: Row, case: Case, arguments: argparse.Namespace)
         "network": case.name,
         "size": case.size,
         "dtype": arguments.dtype or "float32",
+        "max_autotune": arguments.max_autotune,
         "device": f"{os.cpu_count()} cores" if on_cpu else torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),

@@ -176,8 +176,8 @@ def generate(
 
 def graph_device(gm: fx.GraphModule) -> torch.device:
     """The device whose memory counts: the accelerator if any tensor of the graph is on one, else the CPU."""
-    devices = {
-        node.meta["val"].device for node in gm.graph.nodes if isinstance(node.meta.get("val"), torch.Tensor)
-    }
+    # Dynamo has another name for it.
+    values = (node.meta.get("val", node.meta.get("example_value")) for node in gm.graph.nodes)
+    devices = {value.device for value in values if isinstance(value, torch.Tensor)}
     accelerators = sorted((d for d in devices if d.type not in ("cpu", "meta")), key=str)
     return accelerators[0] if accelerators else torch.device("cpu")

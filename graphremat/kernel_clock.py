@@ -159,7 +159,7 @@ def _is_bookkeeping(statement: ast.stmt) -> bool:
 
 
 def _calls_a_kernel(statement: ast.stmt) -> bool:
-    return _called(statement) not in ("", "reinterpret_tensor")
+    return _called(statement) not in ("", "get_raw_stream", "reinterpret_tensor")
 
 
 def _called(statement: ast.stmt) -> str:

@@ -678,6 +678,13 @@ def cuda_graphs() -> Any:
     return config.patch({"triton.cudagraphs": True})
 
 
+def max_autotune() -> Any:
+    """A context in which Inductor times several kernels for each product and convolution, whatever the backend."""
+    from torch._inductor import config
+
+    return config.patch({"max_autotune": True})
+
+
 def one_number_at_a_time(on: bool) -> Any:
     """A context in which a CUDA kernel draws each random number from its own position, if ``on``.
 
@@ -886,12 +893,15 @@ def _source_ops(scheduler_node: Any) -> Iterator[str]:
 
 
 def wrapper_function(compiled: Any) -> Any:
-    """The Python function that runs a graph which Inductor compiled; None where there is no such function."""
+    """The Python function that runs a graph which Inductor compiled; None where there is no such function. For a GPU
+    it is called by another that aligns inputs."""
     from torch._inductor.codecache import PyCodeCache
 
-    called = getattr(getattr(compiled, "current_callable", None), "__func__", None)
-    if getattr(called, "__qualname__", "") == "Runner.call":
-        return called
+    outer = getattr(compiled, "current_callable", None)
+    for called in (outer, *(cell.cell_contents for cell in getattr(outer, "__closure__", None) or ())):
+        function = getattr(called, "__func__", None)
+        if getattr(function, "__qualname__", "") == "Runner.call":
+            return function
     key = getattr(compiled, "cache_key", None)
     for module in reversed(PyCodeCache.modules):
         if key and Path(str(module.__file__)).stem == key:

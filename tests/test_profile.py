@@ -4,17 +4,20 @@ import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import graphremat
 from graphremat import autotune, partitioner, profile
 from graphremat.autotune import ROUNDS
+from graphremat.candidates import graph_device
 from graphremat.kernel_clock import with_ticks
 from graphremat.measure import gradient_error
 from graphremat.passes.attribute import Attribution, attribute
+from graphremat.passes.torch_private import FakeTensorMode, wrapper_function
 from graphremat.report import Report
 from tests.steps import GatedLayers
 
@@ -52,6 +55,35 @@ def test_the_first_steps_are_measured() -> None:
     assert any(call.recomputed_seconds > 0 for call in truth.calls if call.phase == "backward")
     assert not any(call.recomputed_seconds for call in truth.calls if call.phase == "forward")
     assert "measured   peak" in str(graphremat.last_report())
+
+
+def test_the_device_of_a_graph_is_known_before_it_is_traced() -> None:
+    """Dynamo's graph, which has no ``val`` yet, is what the first steps are measured of."""
+    graphs: list[fx.GraphModule] = []
+
+    def keep(graph: fx.GraphModule, _: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    with FakeTensorMode():
+        x = torch.empty(4, device="cuda")
+        torch.compile(lambda x: x + 1, backend=keep)(x)
+    assert graph_device(graphs[0]) == torch.device("cuda", 0)
+
+
+def test_code_for_a_gpu_is_found_behind_what_aligns_its_inputs() -> None:
+    class Runner:
+        def call(self, _: object) -> None: ...
+
+    Runner.call.__qualname__ = "Runner.call"
+    model = Runner().call
+
+    def aligned(inputs: list[Tensor]) -> object:
+        return model([x.clone() for x in inputs])
+
+    assert wrapper_function(SimpleNamespace(current_callable=aligned)) is Runner.call
+    assert wrapper_function(SimpleNamespace(current_callable=model)) is Runner.call
+    assert wrapper_function(SimpleNamespace(current_callable=print)) is None
 
 
 class Card:

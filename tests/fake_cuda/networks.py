@@ -20,15 +20,18 @@ BLOCK = 1024
 @triton.jit
 def silu_times(gate, value, out, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    x, y = tl.load(gate + at, mask=at < count), tl.load(value + at, mask=at < count)
+    x = tl.load(gate + at, mask=at < count).to(tl.float32)
+    y = tl.load(value + at, mask=at < count).to(tl.float32)
     tl.store(out + at, x * tl.sigmoid(x) * y, mask=at < count)
 
 
 @triton.jit
 def silu_times_backward(gate, value, tangent, of_gate, of_value, count, BLOCK: tl.constexpr):
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    x, y = tl.load(gate + at, mask=at < count), tl.load(value + at, mask=at < count)
-    by, share = tl.load(tangent + at, mask=at < count), tl.sigmoid(x)
+    x = tl.load(gate + at, mask=at < count).to(tl.float32)
+    y = tl.load(value + at, mask=at < count).to(tl.float32)
+    by = tl.load(tangent + at, mask=at < count).to(tl.float32)
+    share = tl.sigmoid(x)
     tl.store(of_gate + at, by * y * share * (1 + x * (1 - share)), mask=at < count)
     tl.store(of_value + at, by * x * share, mask=at < count)
 
