@@ -20,6 +20,7 @@ from graphremat.passes.hints import SizeHint, symbol_hints
 from graphremat.passes.kinds import is_overwritten, op_name, problem_kind, replays_from_seed, tensors_in
 from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
 from graphremat.passes.scratch import CONVOLUTIONS, channels_last, scratch_bytes, spare_bytes
+from graphremat.passes.traffic import JoinedReads
 
 OVERWRITTEN = "a kernel of the user's own writes its result over it"
 HEAVY_OPS = frozenset({"aten.exp", "aten.sigmoid"})
@@ -104,6 +105,7 @@ class _Reader:
         tensors = (t for node in joint.module.graph.nodes for t in tensors_in(node.meta.get("val")))
         self._on_cpu = all(t.device.type in ("cpu", "meta") for t in tensors)
         self._code_for_cpu = self._on_cpu and (runs_here or device.kind == "cpu")
+        self._joined_reads = JoinedReads(size_hint) if fuses and device.kind == "cuda" else None
         self._builder = Builder(fuses=fuses, groups=fuses and self._code_for_cpu)
 
     def read(self, node: fx.Node) -> None:
@@ -131,7 +133,6 @@ class _Reader:
         if private.is_sym_node(node):
             return
         reads = self._reads(node)
-        cost = op_cost(node, self._device, self._hint)
         packing = mask_seconds(node, self._device, self._hint) if self._fuses else 0.0
         kind = problem_kind(node, for_cpu=self._code_for_cpu)
         lies_in_result = self._lies_in_the_result(node)
@@ -140,6 +141,8 @@ class _Reader:
         else:
             kind = kind if self._fuses and kind is not Kind.VIEW else Kind.KERNEL
             writes = self._write(node, val, self._builder.storage(node.name, 0) if lies_in_result else None)
+        most_read = None if self._joined_reads is None else self._joined_reads.bytes_read(node, kind)
+        cost = op_cost(node, self._device, self._hint, most_read=most_read)
         phase = self._joint.phases[node]
         self._builder.add(
             Op(
