@@ -56,13 +56,7 @@ def lowered(
         return fences[-1]
 
     options = {"memory_budget": budget, "fence": way != UNFENCED, "on_failure": "error"}
-    compiled = torch.compile(case.model, backend="graphremat", options=options)
-
-    def step() -> None:
-        case.model.zero_grad(set_to_none=True)
-        torch.manual_seed(0)
-        case.loss(compiled(*case.inputs)).backward()
-
+    step = case.step_of(torch.compile(case.model, backend="graphremat", options=options))
     with mock.patch.object(candidates, "make_fence", making):
         if run:
             step()

@@ -167,12 +167,7 @@ def main() -> None:
     rows: dict[str, Row] = {}
     reference: list[Tensor | None] = []
     for name, call in contestants_of(arguments, case).items():
-
-        def step(call: Callable[..., object] = call) -> None:
-            case.model.zero_grad(set_to_none=True)
-            torch.manual_seed(0)
-            case.loss(call(*case.inputs)).backward()
-
+        step = case.step_of(call)
         tuned = max_autotune() if arguments.max_autotune else nullcontext()
         with console.status(f"compiling {name}"), tuned:
             try:

@@ -21,10 +21,9 @@ import torch
 from rich.console import Console
 from rich.table import Column, Table
 from scipy.stats import spearmanr
-from torch import nn
 
 import graphremat
-from bench.networks import NETWORKS, Case
+from bench.networks import NETWORKS
 from bench.sources import digest_of
 from graphremat.measure import time_interleaved
 from graphremat.passes.torch_private import many_recompilations
@@ -81,7 +80,7 @@ def measure(
     planned: dict[str, tuple[str, float | None, float | None]] = {}
     first: dict[str, float] = {}
     if lowering == "inductor":
-        steps[TORCH] = _step(case, torch.compile(case.model))
+        steps[TORCH] = case.step_of(torch.compile(case.model))
         planned[TORCH] = TORCH, None, None
         first[TORCH] = _seconds_of(steps[TORCH])
     for kind in costs:
@@ -89,7 +88,7 @@ def measure(
         for fraction in (place / (plans - 1) for place in range(plans - 1, -1, -1)):
             name = f"{kind} {fraction:.2f}"
             options = {"memory_budget": fraction, "costs": kind, "lowering": lowering, "on_failure": "error"}
-            step = _step(case, torch.compile(case.model, backend="graphremat", options=options))
+            step = case.step_of(torch.compile(case.model, backend="graphremat", options=options))
             taken = _seconds_of(step)
             report = graphremat.last_report()
             plan = report.generated_peak_bytes, report.step_seconds
@@ -105,15 +104,6 @@ def measure(
         )
         for name, (kind, fraction, seconds) in planned.items()
     ]  # fmt: skip
-
-
-def _step(case: Case, model: Callable[..., object] | nn.Module) -> Callable[[], object]:
-    def step() -> None:
-        case.model.zero_grad(set_to_none=True)
-        torch.manual_seed(0)
-        case.loss(model(*case.inputs)).backward()
-
-    return step
 
 
 def _seconds_of(step: Callable[[], object]) -> float:

@@ -1,7 +1,8 @@
 """What the plan counts one buffer for has one in the generated code, so the planned peak is the code's to the byte."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -202,6 +203,28 @@ def test_the_bench_shows_what_the_fence_is_for(
     monkeypatch.setattr(fence, "row_of", lambda *_: [network, *cells])
     assert fence.main(["--networks", "two_losses"]) == 0
     assert network in capsys.readouterr().out
+
+
+def test_with_rounds_the_bench_times_all_three_ways_against_the_fenced_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seconds = {fence.FENCED: 0.02, fence.UNFENCED: 0.04, fence.APART: 0.01}
+    report = SimpleNamespace(planned_peak_bytes=1 << 20, generated_peak_bytes=1 << 20)
+
+    def lowered(*given: object, run: bool) -> tuple[object, int, object]:
+        assert run
+        return report, 3, given[-1]
+
+    def timed(steps: Mapping[str, object], *, rounds: int) -> dict[str, object]:
+        assert steps == {way: way for way in seconds}
+        return {way: SimpleNamespace(min_seconds=seconds[way] * rounds) for way in steps}
+
+    monkeypatch.setattr(fence, "lowered", lowered)
+    monkeypatch.setattr(fence, "time_interleaved", timed)
+    monkeypatch.setenv("COLUMNS", "160")
+    assert fence.main(["--networks", "two_losses", "--rounds", "2"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "two_losses" in line)
+    assert [cell.strip() for cell in line.split("│")[-3:-1]] == ["2.000", "0.500"]
 
 
 @pytest.mark.parametrize(("name", "budget"), [("resnet", None), ("resnet", 0.5), ("unet", None)])

@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from graphremat.errors import PlanningError
 from graphremat.lowering import GeneratedCode, SymbolSpec, TensorSpec
 from graphremat.measure import PeakMeasurement, measure_peak
 from graphremat.passes.scratch import scratch_bytes, spare_bytes
+from graphremat.tracing import trace_step
 from graphremat.truth import StepTruth, dry_run_graphs, step_truth
 from tests.steps import Observed, build, op_by_op, with_inductor
 
@@ -381,6 +382,20 @@ def test_ops_that_the_cpu_runs_in_several_steps(dtype: torch.dtype) -> None:
         kept = sum(part.nbytes for part in (made if isinstance(made, tuple) else (made,)))
         measured = measure_peak(lambda op=op, args=args: op(*args)).peak_bytes
         assert scratch_bytes(str(op), args) == measured - kept, op
+
+
+class Mean(nn.Linear):
+    """With a bfloat16 weight, the CPU's own mean takes more than all of its argument."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).tanh().mean()
+
+
+@pytest.mark.parametrize(("lowering", "takes"), [("inductor", 0), ("aot_eager", 2 * 256 * 64 * 2 + 4)])
+def test_what_inductor_computes_itself_takes_nothing(lowering: str, takes: int) -> None:
+    model, x = Mean(64, 64, dtype=torch.bfloat16), torch.randn(256, 64, dtype=torch.bfloat16)
+    problem = trace_step(model, (x,), lowering=lowering, with_torchs=False).problem
+    assert [op.scratch_bytes for op in problem.ops if "mean" in op.target] == [takes]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -66,6 +66,17 @@ class Case:
         )
         return replace(self, model=self.model.to(device, dtype), inputs=inputs)
 
+    def step_of(self, call: Callable[..., Any]) -> Callable[[], None]:
+        """A step, forward and backward, through what is called like the model: no gradients before, the same random
+        numbers each time."""
+
+        def step() -> None:
+            self.model.zero_grad(set_to_none=True)
+            torch.manual_seed(0)
+            self.loss(call(*self.inputs)).backward()  # type: ignore[no-untyped-call]
+
+        return step
+
     def describe(self) -> str:
         """One line: name and size, what it is, parameters and the shapes of the inputs."""
         count = sum(parameter.numel() for parameter in self.model.parameters())
