@@ -8,7 +8,7 @@ import torch
 import torch.fx as fx
 
 from graphremat.errors import PlanningError
-from graphremat.fence import Fence, make_fence, standing
+from graphremat.fence import Fence, make_fence, moments_of, standing
 from graphremat.lowering import GeneratedCode, generate_step_code, output_names
 from graphremat.options import Options
 from graphremat.passes import torch_private as private
@@ -83,9 +83,10 @@ class Lowering:
             return forward, backward, None
         keep_buffers(forward)
         keep_buffers(backward)
-        recomputes = bool(candidate.plan.recomputed(self.problem))
-        fence = make_fence(backward, self.index.kernels) if recomputes and self.options.fence else None
-        return forward, backward, fence
+        if not self.options.fence or not candidate.plan.recomputed(self.problem):
+            return forward, backward, None
+        moments = moments_of(backward, self.problem, candidate.plan, candidate.replay)
+        return forward, backward, make_fence(backward, self.index.kernels, moments)
 
     def _lower(
         self,

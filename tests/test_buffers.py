@@ -1,9 +1,11 @@
 """What the plan counts one buffer for has one in the generated code, so the planned peak is the code's to the byte."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -13,9 +15,13 @@ import graphremat
 from bench import fence
 from bench.networks import NETWORKS
 from bench.uncompiled import planned
-from graphremat import lowering
+from graphremat import candidates, lowering
+from graphremat.fence import Fence, Moments, moments_of
+from graphremat.passes import torch_private as private
 from graphremat.passes.buffers import REALIZE, keep_buffers, moves_a_kernel
+from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Problem
+from graphremat.passes.replay import Replay, replay
 from graphremat.passes.scratch import channels_last
 from graphremat.units import parse_bytes
 
@@ -67,7 +73,7 @@ def test_the_code_of_the_lowest_plan_takes_no_more_than_was_planned(network: str
 def test_the_fence_keeps_shared_weights_from_holding_gradients() -> None:
     """Without it, each bias's first reduction waits for the second use's, and what both reduce stays alive."""
     case = NETWORKS["called_twice"].build("tiny")
-    options = {"memory_budget": 0.0, "device_costs": "A100-40GB"}
+    options = {"memory_budget": 0.0, "device_costs": "H100"}
     fenced, free = (planned(case.model, case.inputs, fence=fence, **options) for fence in (True, False))
     assert fenced.refused_fusions > 0
     assert free.refused_fusions == 0
@@ -225,6 +231,39 @@ def test_with_rounds_the_bench_times_all_three_ways_against_the_fenced_one(
     assert fence.main(["--networks", "two_losses", "--rounds", "2"]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "two_losses" in line)
     assert [cell.strip() for cell in line.split("│")[-3:-1]] == ["2.000", "0.500"]
+
+
+@pytest.mark.parametrize(("peak_bytes", "kept_apart"), [(109, True), (110, False)])
+def test_the_fence_does_not_keep_operands_beside_what_comes_after_them(
+    peak_bytes: int, kept_apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sum is the last to read 20 bytes, and the next kernel runs at 90: joined, at 110."""
+    moments = Moments({"sum": 0, "put": 1}, alive=[60, 90], dying=[20, 0], peak_bytes=peak_bytes)
+    found = Fence({"sum": 3, "put": 3}, moments)
+    monkeypatch.setattr(private, "origin_names", lambda node: [node.get_name()])
+    monkeypatch.setattr(private.InductorChoices, "can_fuse_horizontal", lambda *_: True)
+    first, second = (SimpleNamespace(get_name=lambda name=name: name) for name in ("sum", "put"))
+    for pair in ((first, second), (second, first)):
+        assert found.can_fuse_horizontal(None, *pair, 0) is not kept_apart
+    assert len(found.refused) == 2 * kept_apart
+
+
+def test_a_fence_knows_every_moment_where_kernels_run_one_by_one() -> None:
+    case = NETWORKS["llama"].build("tiny")
+    seen: list[Moments | None] = []
+
+    def one_by_one(backward: fx.GraphModule, problem: Problem, plan: Plan, replayed: Replay) -> None:
+        assert moments_of(backward, problem, plan, replayed) is None  # on a CPU a stretch is one function
+        problem = replace(problem, groups=False)
+        seen.append(moments_of(backward, problem, plan, replay(problem, plan)))
+
+    with mock.patch.object(candidates, "moments_of", one_by_one):
+        planned(case.model, case.inputs, memory_budget=0.0)
+    assert seen
+    for moments in seen:
+        assert moments is not None
+        assert sorted(moments.positions.values()) == list(range(len(moments.alive)))
+        assert moments.peak_bytes >= max(moments.alive) > max(moments.dying) > 0
 
 
 @pytest.mark.parametrize(("name", "budget"), [("resnet", None), ("resnet", 0.5), ("unet", None)])
