@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from typer.testing import CliRunner
@@ -32,6 +32,7 @@ def network(batch: int) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
     return nn.Sequential(*layers), (torch.randn(batch, 64),)
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow])  # beside other tests a list of 300 may take a second
 @given(
     st.integers(0, 10_000), st.lists(st.integers(0, 400), min_size=300, max_size=300), st.integers(0, 30_000)
 )

@@ -25,6 +25,7 @@ PASSES_WITH_TORCH = {
     "scratch",
     "split",
     "torch_private",
+    "traffic",
     "verify",
 }
 """The passes that know FX. Every other one plans on a dump alone, and a new one does unless it is named here."""
