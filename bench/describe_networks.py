@@ -27,11 +27,6 @@ class EagerSizes:
     peak_bytes: int
 
 
-def step_of(case: Case) -> None:
-    """One forward and backward of the case as it is."""
-    case.loss(case.model(*case.inputs)).backward()
-
-
 def eager_sizes(case: Case) -> EagerSizes:
     """Measured on eager; the model's gradients are gone afterwards."""
     kept: list[torch.Tensor] = []
@@ -41,7 +36,7 @@ def eager_sizes(case: Case) -> EagerSizes:
         case.model.zero_grad(set_to_none=True)
 
     forward = measure_peak(lambda: kept.append(case.loss(case.model(*case.inputs))), clear=clear)
-    both = measure_peak(lambda: step_of(case), clear=clear)
+    both = measure_peak(case.step_of(case.model), clear=clear)
     clear()
     return EagerSizes(forward.end_bytes, both.end_bytes, both.peak_bytes)
 
@@ -65,12 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, size in progress.track(pairs, description="measuring"):
             case = NETWORKS[name].build(size)
             sizes = eager_sizes(case)
-
-            def step(case: Case = case) -> None:
-                case.model.zero_grad(set_to_none=True)
-                step_of(case)
-
-            timing = time_interleaved({"eager": step}, rounds=3)["eager"]
+            timing = time_interleaved({"eager": case.step_of(case.model)}, rounds=3)["eager"]
             table.add_row(
                 name,
                 size,

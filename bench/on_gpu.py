@@ -1,4 +1,4 @@
-"""``python -m bench.on_gpu``: everything that only a GPU can show, and what to report back, in about ten minutes.
+"""``python -m bench.on_gpu``: everything that only a GPU can show, and what to report back, in up to half an hour.
 
     python -m bench.on_gpu --out gpu-report
 
@@ -6,8 +6,8 @@ Parts, each a process of its own with its log in ``--out``: ``doctor``; the test
 kept (``bench.keep_budget --device cuda``, networks side by side, so its times say nothing); and four races in bfloat16
 against ``torch.compile``, checkpoints and torch's own budget (``bench.side_by_side``): a ``decoder`` of half a billion
 parameters, the same ``tuned`` by Inductor's ``max_autotune``, one with ``dropout``, and a ``unet``. The races are
-compiled beside each other, last, and take turns at the device for the times. A part that fails or runs out of its
-minutes leaves what it had measured. Send the folder.
+compiled beside each other, last, in the minutes of all of them, and take turns at the device for the times. A part that
+fails or runs out of its minutes leaves what it had measured. Send the folder.
 
     python -m bench.on_gpu --results bench/results/h100 --page docs/gpu.md
 
@@ -95,12 +95,13 @@ def budgets(out: Path, networks: Sequence[str], size: str, seconds: float) -> st
 
 
 def races(parts: Sequence[str], out: Path, seconds: float) -> Iterator[str]:
-    """Compile beside each other, time one after the other; what became of each."""
+    """Compile beside each other, time one after the other; what became of each. ``seconds`` are for one race: they
+    wait for each other, so each may take those of all."""
 
     def one(part: str) -> str:
         where = ["--lock", str(out / "races.lock"), "--out", str(out / f"{part}.jsonl")]
         arguments = ["bench.side_by_side", "--network", *RACES[part], *RACE, *where]
-        return f"{part}: {run(arguments, out / f'{part}.log', seconds)}"
+        return f"{part}: {run(arguments, out / f'{part}.log', seconds * len(parts))}"
 
     with ThreadPoolExecutor(max(1, len(parts))) as pool:
         yield from pool.map(one, parts)

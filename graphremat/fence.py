@@ -109,15 +109,13 @@ def moments_of(backward: fx.GraphModule, problem: Problem, plan: Plan, replayed:
     return Moments(positions, alive, dying, replayed.peak_bytes)
 
 
-def make_fence(
-    backward: fx.GraphModule, kernels: Collection[object], moments: Moments | None = None
-) -> Fence:
+def make_fence(backward: fx.GraphModule, kernels: Collection[object], moments: Moments | None) -> Fence:
     """A fence for a backward graph in planned order.
 
     Args:
         backward: the graph, in the order of the plan.
         kernels: targets of the ops that are kernels of their own: between two of them lies one stretch.
-        moments: the bytes of the plan, for a device that runs kernel by kernel.
+        moments: what :func:`moments_of` finds.
     """
     stretch: dict[str, int] = {}
     count = 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from inspect import signature
 from pathlib import Path
+from types import CellType
 from typing import Any
 from unittest.mock import patch
 
@@ -898,7 +899,11 @@ def wrapper_function(compiled: Any) -> Any:
     from torch._inductor.codecache import PyCodeCache
 
     outer = getattr(compiled, "current_callable", None)
-    for called in (outer, *(cell.cell_contents for cell in getattr(outer, "__closure__", None) or ())):
+    cells = getattr(outer, "__closure__", None) or ()
+    for called in (
+        outer,
+        *(cell.cell_contents for cell in cells if cell != CellType()),
+    ):  # an empty cell has none
         function = getattr(called, "__func__", None)
         if getattr(function, "__qualname__", "") == "Runner.call":
             return function

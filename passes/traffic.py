@@ -5,9 +5,10 @@ buffer is not read but computed, from what is in buffers, in fewer bits perhaps;
 is read once. Which ops share a kernel is not known before the code is generated. Here it is all between two kernels of
 their own (products, convolutions), in the order of the joint graph, and the first reader pays.
 
-On an H100, attention with dropout in bfloat16 (`dropout_gpt` in size `gpu`): four plans whose steps took 53.7, 65.0,
-66.6 and 83.1 ms are priced at 55.9, 63.8, 66.5 and 81.7 ms. They were at 71.8, 71.9, 74.6 and 93.4 ms, by which to
-recompute was nearly free, when each op read all of its operands (and random numbers cost half as much). On the CPU each
+On an H100, attention with dropout in bfloat16 (`dropout_gpt` in size `gpu`): steps took 53.7, 65.0, 66.6 and 83.1 ms,
+and plans of the same peaks (the third, 31 MiB lower) are priced at 55.9, 63.8, 66.5 and 81.7 ms. They were at 71.8,
+71.9, 74.6 and 93.4 ms, by which to recompute was nearly free, when each op read all of its operands (and random numbers
+cost less than half as much). On the CPU each
 op does: prices were measured so there, and what several loops read comes from the caches.
 """
 
@@ -17,7 +18,7 @@ from torch import fx
 
 from graphremat.passes.costs import tensor_bytes
 from graphremat.passes.hints import SizeHint
-from graphremat.passes.kinds import replays_from_seed, tensors_in
+from graphremat.passes.kinds import tensors_in
 from graphremat.passes.problem import Kind
 
 
@@ -40,8 +41,8 @@ class JoinedReads:
         if kind is Kind.KERNEL:
             self._read.clear()
             return self._bytes(node.all_input_nodes)
-        # A value of fewer bytes than what it is made of is the one that gets a buffer; random numbers never need one.
-        if kind is Kind.FUSIBLE and (replays_from_seed(node) or self._bytes(sources) <= self._bytes([node])):
+        # Of a value and what it is made of, that of fewer bytes gets a buffer; random numbers are made of a seed.
+        if kind is Kind.FUSIBLE and self._bytes(sources) <= self._bytes([node]):
             self._sources[node] = sources
         new = sources - self._read
         self._read |= sources

@@ -1,5 +1,6 @@
 """What README.md says is so: its code runs, its options are the options, its versions are the supported ones."""
 
+import json
 import re
 import shutil
 from dataclasses import fields
@@ -137,6 +138,17 @@ def test_the_page_of_a_gpu_is_what_was_measured(tmp_path: Path) -> None:
     assert anew.read_text() != page.read_text()
     assert on_gpu.main(["--results", str(ROOT / "bench" / "results" / "h100"), "--page", str(anew)]) == 0
     assert anew.read_text() == page.read_text()
+
+
+def test_the_code_that_was_lowered_keeps_its_budgets_and_spills_nothing() -> None:
+    """As the page says below its table."""
+    rows = [json.loads(line) for line in on_gpu.LOWERED.read_text().splitlines()]
+    assert rows
+    assert all(row["spilling_kernels"] == row["least_spill_bytes"] == 0 for row in rows)
+    with_budget = [row for row in rows if row["budget_bytes"] is not None]
+    assert all(row["generated_bytes"] <= row["budget_bytes"] for row in with_budget)
+    of_plans = [row for row in rows if row["budget"] != "torch"]
+    assert min(row["planned_bytes"] / row["generated_bytes"] for row in of_plans) > 0.78
 
 
 def test_the_table_of_training_scripts_is_what_was_measured() -> None:
