@@ -31,7 +31,8 @@ from graphremat.passes.stages import Stages, find_stages
 log = logging.getLogger("graphremat.planner")
 
 PLAN_WORK = 100_000
-"""Ops replayed for plans of the programme over stages: a large graph gets fewer plans, at least ``LEAST_PLANS``."""
+"""Ops replayed for plans of the programme over stages: a large graph gets fewer plans, at least ``LEAST_PLANS``, and
+one of the sets of prices less."""
 LEAST_PLANS = 48
 """For a graph of 9,858 ops (Llama-3-8B with adapters, weights of 16.1 GB) 12 plans took 6.8 s and 64 took 10.5 s on one
 x86-64 core; the widest step between neighbouring peaks was 2.39 GB with 12 of them and 0.58 GB with 64."""
@@ -151,7 +152,12 @@ def plan_frontier(
     found += _block_plans(problem, found[0].plan.saved)
     highest = max(c.replay.peak_bytes for c in found)
     stages = find_stages(problem)
-    for priced in (problem, with_free_traffic(problem)) if effort >= 1 else (problem,):
+    priced_as = [problem]
+    if effort >= 1:
+        priced_as.append(with_free_traffic(problem))
+    if effort >= 1 and len(problem.ops) * LEAST_PLANS < PLAN_WORK:
+        priced_as.append(with_equal_kernels(problem))
+    for priced in priced_as:
         if time.monotonic() < deadline:
             found += _chain_plans(problem, priced, stages, highest, plans, most_recomputations, deadline)
     bound = Bound(problem)
@@ -274,6 +280,17 @@ def with_free_traffic(problem: Problem) -> Problem:
     it keeps although that stands at the very peak. By these prices it makes again whatever only moves memory.
     """
     ops = tuple(op if op.flops else replace(op, seconds=0.0, fused_seconds=0.0) for op in problem.ops)
+    return replace(problem, ops=ops)
+
+
+def with_equal_kernels(problem: Problem) -> Problem:
+    """The problem in which every kernel takes as long as the slowest: again plans for low peaks.
+
+    What a product's backward reads is kept by these prices, and what the product gave is made again after it, though
+    the product is the dearer of the two: so the two are not there together.
+    """
+    slowest = max((op.seconds for op in problem.ops), default=0.0)
+    ops = tuple(replace(op, seconds=slowest) if op.seconds else op for op in problem.ops)
     return replace(problem, ops=ops)
 
 

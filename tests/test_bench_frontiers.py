@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench.export_problems import capture_problem, main
+from graphremat.passes import planner
 from graphremat.passes.planner import plan_frontier
 from graphremat.passes.problem import Phase, Problem, check_problem
 from graphremat.passes.testing import chain
@@ -21,6 +22,13 @@ def test_a_network_is_captured_without_running_it(lowering: str) -> None:
     check_problem(problem)
     assert problem.fuses == (lowering == "inductor")
     assert {op.phase for op in problem.ops} >= {Phase.FORWARD, Phase.BACKWARD}
+
+
+def test_prices_without_regard_to_arithmetic_reach_lower_peaks(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = capture_problem("called_twice", "small")
+    lowest = plan_frontier(problem).candidates[-1].replay.peak_bytes
+    monkeypatch.setattr(planner, "with_equal_kernels", lambda problem: problem)
+    assert lowest < 0.95 * plan_frontier(problem).candidates[-1].replay.peak_bytes
 
 
 def test_the_file_holds_what_the_planner_gets(tmp_path: Path) -> None:
