@@ -12,14 +12,19 @@ their own (sorting) are not modelled.
 
 import logging
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, TypeAlias
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from graphremat.passes.torch_private import disable_current_modes, profiled_memory_events, profiler_is_running
+from graphremat.passes.torch_private import (
+    MemoryEvent,
+    disable_current_modes,
+    profiled_memory_events,
+    profiler_is_running,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -125,14 +130,21 @@ def _probed(op_name: str, described: tuple[_Described, ...], device_type: str) -
         logger.info(told, op_name, device_type, error)
         return None
     made = [t for t in (outputs if isinstance(outputs, tuple) else (outputs,)) if isinstance(t, torch.Tensor)]
-    addresses = {t.untyped_storage().data_ptr() for t in made}
-    alive, highest, kept = 0, 0, 0
-    for event in profiled_memory_events(recorded):
-        if event.device_type == device_type:
-            alive += event.nbytes
-            highest = max(highest, alive)
-            kept += event.nbytes if event.nbytes > 0 and event.address in addresses else 0
-    return max(0, highest - kept)
+    events = [e for e in profiled_memory_events(recorded) if e.device_type == device_type]
+    return bytes_beside(events, {t.untyped_storage().data_ptr() for t in made})
+
+
+def bytes_beside(events: Iterable[MemoryEvent], results: Collection[int]) -> int:
+    """The most that is alive at once of what the allocator's events tell of, less the blocks left at the addresses
+    ``results``: these may lie where a buffer was that has been freed."""
+    alive, highest = 0, 0
+    latest: dict[int, int] = {}
+    for event in events:
+        alive += event.nbytes
+        highest = max(highest, alive)
+        if event.nbytes > 0:
+            latest[event.address] = event.nbytes
+    return max(0, highest - sum(latest.get(address, 0) for address in results))
 
 
 def _real(kind: str, content: Any, device_type: str) -> Any:

@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from graphremat.errors import PlanningError
 from graphremat.lowering import GeneratedCode, SymbolSpec, TensorSpec
 from graphremat.measure import PeakMeasurement, measure_peak
-from graphremat.passes.scratch import scratch_bytes, spare_bytes
+from graphremat.passes.scratch import bytes_beside, scratch_bytes, spare_bytes
+from graphremat.passes.torch_private import MemoryEvent
 from graphremat.tracing import trace_step
 from graphremat.truth import StepTruth, dry_run_graphs, step_truth
 from tests.steps import Observed, build, op_by_op, with_inductor
@@ -415,6 +416,13 @@ def test_a_loss_lies_where_the_losses_of_all_elements_were(
     if name != "huber_loss":  # composed of others, which the dry run sees for themselves
         measured = measure_peak(lambda: op(*args)).peak_bytes
         assert scratch_bytes(str(op), args) == measured - made.nbytes - spare
+
+
+def test_a_result_where_a_freed_buffer_was_counts_once() -> None:
+    sizes_at = [(100, 1), (-100, 1), (40, 1), (30, 2), (-30, 2)]
+    events = [MemoryEvent(0, address, nbytes, "cpu") for nbytes, address in sizes_at]
+    assert bytes_beside(events, {1}) == 60
+    assert bytes_beside(events, set()) == 100
 
 
 def test_what_could_not_be_probed_under_a_profiler_is_probed_later() -> None:
