@@ -71,7 +71,9 @@ def test_flex_attention_runs_again_and_keeps_the_budget() -> None:
     assert tight["recomputed_ops"] > free["recomputed_ops"]
 
 
-@pytest.mark.parametrize(("capability", "dtype"), [("8.0", "float32"), ("9.0", "bfloat16")])
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [("8.0", "float32"), ("9.0", "bfloat16"), ("12.0", "float32")]
+)
 def test_every_kernel_is_compiled_to_a_binary(capability: str, dtype: str) -> None:
     arguments = ("--networks", "llama", "--size", "one_block", "--budgets", "0.0", "--kernels")
     (row,) = lowered(*arguments, "--capability", capability, "--dtype", dtype)

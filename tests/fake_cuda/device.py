@@ -23,6 +23,8 @@ CARDS = {
     (8, 0): ("NVIDIA A100-SXM4-80GB", 108, 2048, 166912, 80, 40),
     (8, 9): ("NVIDIA L4", 58, 1536, 101376, 24, 48),
     (9, 0): ("NVIDIA H100 80GB HBM3", 132, 2048, 232448, 80, 50),
+    (10, 0): ("NVIDIA B200", 148, 2048, 232448, 180, 126),
+    (12, 0): ("NVIDIA GeForce RTX 5090", 170, 1536, 101376, 32, 96),
 }
 """By compute capability: name, multiprocessors, threads of each, most shared memory of a block in bytes,
 memory in GiB, cache in MiB. From the CUDA C++ Programming Guide, "Compute Capabilities", and NVIDIA's data sheets."""

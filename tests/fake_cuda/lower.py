@@ -48,7 +48,13 @@ ALL = {**NETWORKS, **FOR_A_CARD}
 ATTENTION = functional.scaled_dot_product_attention
 TORCH = "torch"
 """In place of a budget: what ``torch.compile`` makes."""
-PRICES = {(8, 0): "A100-80GB", (8, 9): "L4", (9, 0): "H100"}
+PRICES = {
+    (8, 0): "A100-80GB",
+    (8, 9): "L4",
+    (9, 0): "H100",
+    (10, 0): "B200",
+    (12, 0): "RTX-5090",
+}
 
 
 def fused_attention(
@@ -222,7 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", default="float32", help="of the weights, or bfloat16")
     parser.add_argument("--autocast", action="store_true", help="the forward under autocast to bfloat16")
     parser.add_argument("--dynamic", action="store_true", help="sizes are symbols")
-    parser.add_argument("--capability", default="9.0", help="8.0, 8.9 or 9.0 (default: %(default)s)")
+    cards = ", ".join(f"{major}.{minor}" for major, minor in PRICES)
+    parser.add_argument("--capability", default="9.0", help=f"{cards} (default: %(default)s)")
     parser.add_argument("--kernels", action="store_true", help="compile the kernels")
     chosen = parser.parse_args(arguments)
     major, minor = map(int, chosen.capability.split("."))
