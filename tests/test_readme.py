@@ -140,11 +140,14 @@ def test_the_page_of_a_gpu_is_what_was_measured(tmp_path: Path) -> None:
     assert anew.read_text() == page.read_text()
 
 
-def test_the_code_that_was_lowered_keeps_its_budgets_and_spills_nothing() -> None:
+def test_the_code_that_was_lowered_keeps_its_budgets_and_spills_what_the_page_says() -> None:
     """As the page says below its table."""
     rows = [json.loads(line) for line in on_gpu.LOWERED.read_text().splitlines()]
     assert rows
-    assert all(row["spilling_kernels"] == row["least_spill_bytes"] == 0 for row in rows)
+    (spilling,) = [row for row in rows if row["spilling_kernels"] or row["least_spill_bytes"]]
+    assert (spilling["network"], spilling["dynamic"], spilling["spilling_kernels"]) == ("unet", True, 1)
+    told = f"{spilling['least_spill_bytes']} bytes in the U-Net of symbolic sizes at {spilling['budget']}"
+    assert f"no kernel spills but one: {told}" in (ROOT / "docs/gpu.md").read_text()
     with_budget = [row for row in rows if row["budget_bytes"] is not None]
     assert all(row["generated_bytes"] <= row["budget_bytes"] for row in with_budget)
     of_plans = [row for row in rows if row["budget"] != "torch"]
