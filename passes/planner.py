@@ -155,8 +155,8 @@ def plan_frontier(
     priced_as = [problem]
     if effort >= 1:
         priced_as.append(with_free_traffic(problem))
-    if effort >= 1 and len(problem.ops) * LEAST_PLANS < PLAN_WORK:
-        priced_as.append(with_equal_kernels(problem))
+        if len(problem.ops) * LEAST_PLANS < PLAN_WORK:
+            priced_as.append(with_equal_kernels(problem))
     for priced in priced_as:
         if time.monotonic() < deadline:
             found += _chain_plans(problem, priced, stages, highest, plans, most_recomputations, deadline)

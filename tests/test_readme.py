@@ -140,6 +140,15 @@ def test_the_page_of_a_gpu_is_what_was_measured(tmp_path: Path) -> None:
     assert anew.read_text() == page.read_text()
 
 
+@pytest.mark.xfail(
+    strict=True, reason="one kernel of the U-Net of symbolic sizes spills at 0.5, as the page says"
+)
+def test_the_code_that_was_lowered_spills_nothing() -> None:
+    """Which is what is wanted: mended, the mark goes, and the page's words with the test of them below."""
+    rows = [json.loads(line) for line in on_gpu.LOWERED.read_text().splitlines()]
+    assert all(row["spilling_kernels"] == row["least_spill_bytes"] == 0 for row in rows)
+
+
 def test_the_code_that_was_lowered_keeps_its_budgets_and_spills_what_the_page_says() -> None:
     """As the page says below its table."""
     rows = [json.loads(line) for line in on_gpu.LOWERED.read_text().splitlines()]
