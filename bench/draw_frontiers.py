@@ -25,7 +25,8 @@ from bench.export_problems import LOWERINGS, problem_of
 from bench.networks import NETWORKS
 from bench.panels import COLUMNS, panels_of
 from graphremat.passes.baselines import BASELINES
-from graphremat.passes.planner import Candidate, plan_frontier
+from graphremat.passes.frontier import Candidate
+from graphremat.passes.planner import plan_frontier
 from graphremat.passes.problem import Problem
 
 MIB = 2.0**20

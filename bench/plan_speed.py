@@ -29,8 +29,9 @@ from bench.networks.llama import llama
 from graphremat.passes.build import build_problem
 from graphremat.passes.classify import read_joint_graph
 from graphremat.passes.devices import find_device
+from graphremat.passes.frontier import Candidate
 from graphremat.passes.hints import default_size_hint
-from graphremat.passes.planner import Candidate, plan_frontier
+from graphremat.passes.planner import plan_frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.split import split_joint_graph
 from graphremat.passes.torch_private import (

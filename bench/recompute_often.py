@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from graphremat.passes.planner import Candidate, plan_frontier
+from graphremat.passes.frontier import Candidate
+from graphremat.passes.planner import plan_frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.testing import chain
 

@@ -17,7 +17,8 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.export_problems import problem_of
-from graphremat.passes.planner import Frontier, plan_frontier
+from graphremat.passes.frontier import Frontier
+from graphremat.passes.planner import plan_frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import replay
 

@@ -9,9 +9,9 @@ from graphremat.dumps import Dumps
 from graphremat.errors import BudgetInfeasible
 from graphremat.options import Options
 from graphremat.passes.cut import CutGraph
+from graphremat.passes.frontier import Candidate, Frontier
 from graphremat.passes.measure_ops import MeasuredOps
 from graphremat.passes.peak_formula import peak_formula
-from graphremat.passes.planner import Candidate, Frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.torch_private import size_sources
 from graphremat.report import FrontierPoint, Report, SymbolicSize, saved_table

@@ -15,7 +15,7 @@ from graphremat.passes import torch_private as private
 from graphremat.passes.buffers import keep_buffers
 from graphremat.passes.build import Index
 from graphremat.passes.classify import JointGraph
-from graphremat.passes.planner import Candidate
+from graphremat.passes.frontier import Candidate
 from graphremat.passes.problem import Problem
 from graphremat.passes.split import split_joint_graph
 from graphremat.truth import StepTruth, dry_run_graphs, replayed_truth, step_truth

@@ -13,8 +13,8 @@ from graphremat.errors import OptionError
 from graphremat.forecast import Forecast, ForecastPoint, plan, point_of_run
 from graphremat.passes.baselines import save_everything
 from graphremat.passes.blocks import checkpoint_blocks, find_blocks
+from graphremat.passes.frontier import judge
 from graphremat.passes.plan import Plan
-from graphremat.passes.planner import judge
 from graphremat.passes.schedule import ScheduleError
 from graphremat.units import format_bytes
 

@@ -30,8 +30,8 @@ from graphremat.options import Options
 from graphremat.partitioner import prices
 from graphremat.passes import torch_private as private
 from graphremat.passes.devices import Device, UnknownDevice, find_device
+from graphremat.passes.frontier import Candidate, Frontier
 from graphremat.passes.plan import Plan
-from graphremat.passes.planner import Candidate, Frontier
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import Replay
 from graphremat.plans import chosen_plan, fastest_place, plan_behind_torchs

@@ -33,11 +33,11 @@ from graphremat.passes.attribute import attribute, corrected
 from graphremat.passes.build import build_problem
 from graphremat.passes.classify import read_joint_graph
 from graphremat.passes.devices import Device, find_device
+from graphremat.passes.frontier import Candidate
 from graphremat.passes.hints import assuming_sizes, default_size_hint
 from graphremat.passes.measure_device import device_of
 from graphremat.passes.measure_ops import MeasuredOps, measure_ops
 from graphremat.passes.plan import Plan
-from graphremat.passes.planner import Candidate
 from graphremat.passes.problem import Problem
 from graphremat.passes.replay import replay
 from graphremat.passes.verify import check_aliases, check_split

@@ -15,8 +15,9 @@ from graphremat.options import Options
 from graphremat.passes import torch_private as private
 from graphremat.passes.build import Index
 from graphremat.passes.classify import JointGraph
+from graphremat.passes.frontier import Candidate, Frontier, judge
 from graphremat.passes.plan import Plan, check_plan
-from graphremat.passes.planner import Candidate, Frontier, judge, plan_frontier, with_exact
+from graphremat.passes.planner import plan_frontier, with_exact
 from graphremat.passes.problem import Problem
 from graphremat.passes.schedule import schedule
 from graphremat.report import TORCHS_PLAN

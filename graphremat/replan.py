@@ -15,7 +15,8 @@ from pathlib import Path
 from graphremat.choose import choose
 from graphremat.errors import BudgetInfeasible, OptionError, PlanningError
 from graphremat.options import Options
-from graphremat.passes.planner import Candidate, Frontier, plan_frontier, with_exact
+from graphremat.passes.frontier import Candidate, Frontier
+from graphremat.passes.planner import plan_frontier, with_exact
 from graphremat.passes.problem import Problem, check_problem
 from graphremat.units import format_bytes
 

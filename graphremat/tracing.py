@@ -102,6 +102,7 @@ def trace_step(
     lowering: str = "inductor",
     with_torchs: bool = True,
     torch_budgets: Sequence[float] = (),
+    dynamic: bool = False,
 ) -> TracedStep:
     """Trace a module up to its planning problem, with the sizes of its arguments.
 
@@ -112,6 +113,7 @@ def trace_step(
         lowering: ``"inductor"`` (ops are joined into kernels) or ``"aot_eager"`` (they are not).
         with_torchs: whether to run torch's own partitioner for its plan, too.
         torch_budgets: values of torch's ``activation_memory_budget``, below 1, to run it under besides.
+        dynamic: whether those sizes are symbols to torch, as under ``torch.compile(..., dynamic=True)``.
 
     Raises:
         PlanningError: the model is not one graph, trains nothing, or cannot be traced.
@@ -134,7 +136,7 @@ def trace_step(
             return compiled  # type: ignore[no-any-return]
 
     # Sizes that differ from those of an earlier call would become symbols otherwise, and the problem another one.
-    compiled = torch.compile(model, backend=compile_graph, fullgraph=True, dynamic=False)
+    compiled = torch.compile(model, backend=compile_graph, fullgraph=True, dynamic=dynamic)
     step: TracedStep | None = None
     try:
         compiled(*arguments, **keywords)

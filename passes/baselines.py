@@ -32,8 +32,8 @@ from graphremat.passes.checkpoints import (
     stage_of,
 )
 from graphremat.passes.cut import INFINITE, CutGraph, NoCut, recompute_seconds
+from graphremat.passes.frontier import Candidate, judge
 from graphremat.passes.plan import Plan
-from graphremat.passes.planner import Candidate, judge
 from graphremat.passes.problem import Holder, Kind, Phase, Problem
 from graphremat.passes.schedule import ScheduleError, backward_ops, schedule
 from graphremat.passes.stages import Stages, find_stages

@@ -15,8 +15,9 @@ import graphremat
 from bench.networks import NETWORKS
 from graphremat import dumps, plans
 from graphremat.measure import gradient_error, measure_peak
+from graphremat.passes.frontier import judge
 from graphremat.passes.plan import Plan
-from graphremat.passes.planner import judge, plan_frontier
+from graphremat.passes.planner import plan_frontier
 from graphremat.passes.problem import Problem
 
 BUDGETS = (None, 1.0, 0.75, 0.5, 0.25, 0.0)

@@ -8,7 +8,8 @@ import pytest
 from bench import sweep_budgets
 from bench.recompute_often import lowest
 from bench.sweep_budgets import sweep
-from graphremat.passes.planner import Frontier, plan_frontier
+from graphremat.passes.frontier import Frontier
+from graphremat.passes.planner import plan_frontier
 from graphremat.passes.testing import chain
 
 

@@ -29,7 +29,8 @@ from graphremat.passes.torch_private import kernel_metrics, many_recompilations
 STEP_SEED = 7
 """Random numbers of a step start here, the same for every contestant."""
 GROUP = 8
-"""So many contestants, and the reference, take turns with each other."""
+"""So many contestants, and the reference, take turns with each other before all do: what is written down then is not
+lost if a later one takes the process down."""
 MOST_GRADIENT_ERROR = 1e-4
 """Relative, of the whole gradient in float32, of sums in another order; more is another gradient: a failure. Where
 torch.compile itself is further from eager, as with batch norms at their first step, twice that is allowed."""
@@ -89,6 +90,7 @@ class Track:
         self.gradient_bytes = storage_bytes([g for g in self.eager if g is not None])
         self.compiled: list[Tensor | None] = self.eager
         self.reference: Ready | None = None
+        self.groups: list[list[Ready]] = []
         self.allowed_error = MOST_GRADIENT_ERROR
 
     def _gradients(self, call: Callable[..., Any]) -> list[Tensor | None]:
@@ -196,6 +198,17 @@ class Track:
             for row in self._timed(ready, rounds):
                 rows.append(row)
                 tell("done", row)
+            self.groups.append(ready)
+        return rows
+
+    def race_all(self, rounds: int, tell: Callable[[str, Row], None]) -> list[Row]:
+        """All groups as one take turns once more: a machine's speed differs by some hundredths from the minutes of one
+        group to those of the next, also in the ratio of two steps. Their rows anew, told as in :meth:`race`."""
+        if len(self.groups) < 2:
+            return []
+        rows = self._timed([one for group in self.groups for one in group], rounds)
+        for row in rows:
+            tell("done", row)
         return rows
 
     def _timed(self, ready: Sequence[Ready], rounds: int) -> list[Row]:

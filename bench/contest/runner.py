@@ -94,6 +94,7 @@ def _work(task: Task, told: Any) -> None:
 
     rows = run(task.field.others())
     run([compiled_by_us(budget) for budget in our_budgets(rows, task.field.our_budgets)])
+    track.race_all(task.rounds, lambda what, row: told.put((what, row)))
     told.put(("end", None))
 
 
@@ -143,7 +144,7 @@ def _watch(task: Task, out: Path, progress: Progress, bar: Any, before: int) -> 
     process = context.Process(target=_work, args=(task, told), daemon=True)
     process.start()
     current: Row | None = None
-    rows: list[Row] = []
+    rows: dict[str, Row] = {}
     waited = 0.0
     while True:
         try:
@@ -163,15 +164,15 @@ def _watch(task: Task, out: Path, progress: Progress, bar: Any, before: int) -> 
             row = current or race.new_row(REFERENCE_CONTESTANT(), task.workload, task.size)
             failed = replace(row, failure=f"its process ended: {how}")
             append(out, failed)
-            return [*rows, failed], current is None
+            return [*rows.values(), failed], current is None
         if what == "end":
             process.join()
-            return rows, True
+            return list(rows.values()), True
         if what == "start":
             current = row
             progress.update(bar, description=f"{row.workload}: {row.contestant}")
         elif what in ("done", "known"):
-            rows.append(row)
+            rows[row.contestant] = row
             progress.update(bar, completed=before + len(rows))
             if what == "done":
                 append(out, row)

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import triton
@@ -50,14 +51,31 @@ def sources_of(wrappers: Iterable[str]) -> dict[str, str]:
 
 
 def compiled(name: str, source: str, capability: tuple[int, int]) -> list[Usage]:
-    """Compile a kernel for every launch configuration that Inductor would try."""
+    """Compile a kernel for every launch configuration that Inductor would try.
+
+    Relied on: where a reduction takes so many registers that too few of its blocks run at once,
+    ``CachingAutotuner._dynamic_scale_rblock`` also compiles it with a block half as long along the reduction.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.py"
         path.write_text(source)
         scope: dict[str, Any] = {"__file__": str(path), "__name__": name}
         exec(compile(source, str(path), "exec"), scope)  # Triton reads the function's source from the file
         kernel = next(value for value in scope.values() if hasattr(value, "_create_compile_meta"))
-        return [_usage(name, kernel, config, capability) for config in kernel.configs]
+        usages: list[Usage] = []
+        kernel.compile_results = []
+
+        def add(config: Any) -> None:
+            usages.append(_usage(name, kernel, config, capability))
+            binary = SimpleNamespace(n_regs=usages[-1].registers)
+            kernel.compile_results.append(SimpleNamespace(config=config, kernel=binary))
+
+        for config in kernel.configs:
+            add(config)
+        if kernel._could_rblock_scale:
+            for config in kernel._iter_rblock_scale_candidates():  # it goes on with what is added meanwhile
+                add(config)
+        return usages
 
 
 def _usage(name: str, kernel: Any, config: Any, capability: tuple[int, int]) -> Usage:

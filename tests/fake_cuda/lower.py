@@ -36,7 +36,7 @@ from bench.networks import NETWORKS, Case
 from bench.uncompiled import uncompiled
 from graphremat.backend import graphremat as backend
 from graphremat.passes.devices import find_device
-from graphremat.passes.planner import Candidate, judge
+from graphremat.passes.frontier import Candidate, judge
 from graphremat.passes.torch_private import modules_changed_without_data
 from graphremat.tracing import trace_step
 from graphremat.truth import StepTruth
@@ -158,7 +158,8 @@ def lowered_by_torch(setting: Setting) -> tuple[Candidate, StepTruth, tuple[str,
     with FakeTensorMode(allow_non_fake_inputs=True):
         case = setting.case()
         with setting.tracing():
-            traced = trace_step(case.model, case.inputs, device=find_device(PRICES[setting.capability]))
+            device = find_device(PRICES[setting.capability])
+            traced = trace_step(case.model, case.inputs, device=device, dynamic=setting.dynamic)
     assert traced.lowering is not None
     assert traced.torchs is not None
     candidate = judge(traced.problem, traced.torchs)

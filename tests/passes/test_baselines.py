@@ -20,7 +20,7 @@ from graphremat.passes.baselines import (
 )
 from graphremat.passes.checkpoints import revolve_forward_steps, revolve_held, revolve_plan
 from graphremat.passes.cut import NoCut
-from graphremat.passes.planner import judge
+from graphremat.passes.frontier import judge
 from graphremat.passes.problem import Builder, Kind, Phase, Problem
 from graphremat.passes.stages import find_stages
 from graphremat.passes.testing import chain

@@ -11,7 +11,8 @@ import graphremat
 from bench.networks import NETWORKS
 from graphremat.passes import planner
 from graphremat.passes.blocks import Blocks, block_path, checkpoint_blocks, find_blocks
-from graphremat.passes.planner import judge, plan_frontier
+from graphremat.passes.frontier import judge
+from graphremat.passes.planner import plan_frontier
 from graphremat.passes.problem import Phase, Problem
 
 BLOCKS, WIDTH, ROWS = 4, 32, 64

@@ -14,15 +14,8 @@ from hypothesis import strategies as st
 from bench.against_revolve import compare
 from bench.random_problems import random_problem
 from graphremat.passes.cut import NoCut
-from graphremat.passes.planner import (
-    Candidate,
-    Frontier,
-    judge,
-    made_beside_saved,
-    plan_frontier,
-    with_exact,
-    with_recomputation_in_order,
-)
+from graphremat.passes.frontier import Candidate, Frontier, judge, with_recomputation_in_order
+from graphremat.passes.planner import made_beside_saved, plan_frontier, with_exact
 from graphremat.passes.problem import Builder, Kind, Op, Phase, Problem
 from graphremat.passes.schedule import Forget, Make, Run, schedule
 from graphremat.passes.search import remakes_saved
