@@ -15,7 +15,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +60,23 @@ def storage_bytes(tensors: Sequence[Tensor], rounding: int = 1) -> int:
     return sum(-(-storage.nbytes() // rounding) * rounding for storage in storages.values())
 
 
-class Bench:
-    """One network in one size: its case, its starting state, and the gradients that the others are held against."""
+@dataclass(frozen=True)
+class Setting:
+    """What is measured: a network in one size, by which lowering, and on which device."""
 
-    def __init__(self, network: str, size: str, lowering: str, device: str = "cpu") -> None:
-        self.lowering = lowering
-        self.device = device
-        self.case: Case = NETWORKS[network].build(size).to(device)
+    network: str
+    size: str
+    lowering: str = "inductor"
+    device: str = "cpu"
+
+
+class Bench:
+    """One setting: its case, its starting state, and the gradients that the others are held against."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.lowering = setting.lowering
+        self.device = setting.device
+        self.case: Case = NETWORKS[setting.network].build(setting.size).to(setting.device)
         self.start = {name: value.clone() for name, value in self.case.model.state_dict().items()}
         with one_number_at_a_time(self.case.random):  # as graphremat draws them
             self.reference = self.first_step(
@@ -217,20 +227,15 @@ def _cells(row: Measurement) -> list[str]:
     ]
 
 
-def new_row(
-    network: str, size: str, lowering: str, label: str, sources: str, device: str = "cpu"
-) -> Measurement:
+def new_row(setting: Setting, label: str, sources: str) -> Measurement:
     """A row that says what, where and when, with nothing measured yet."""
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    if device != "cpu":
-        machine = f"{torch.cuda.get_device_name(device)}, {machine}"
+    if setting.device != "cpu":
+        machine = f"{torch.cuda.get_device_name(setting.device)}, {machine}"
     return Measurement(
-        network,
-        size,
-        lowering,
-        label,
-        sources,
-        device=device,
+        **asdict(setting),
+        label=label,
+        sources=sources,
         machine=machine,
         torch_version=torch.__version__,
         threads=torch.get_num_threads(),
@@ -239,34 +244,27 @@ def new_row(
 
 
 def run(
-    names: Sequence[str],
-    size: str,
-    lowering: str,
-    out: Path,
-    rounds: int,
-    progress: Progress,
-    device: str = "cpu",
-    labels: Sequence[str] = LABELS,
+    settings: Sequence[Setting], labels: Sequence[str], rounds: int, out: Path, progress: Progress
 ) -> dict[str, list[Measurement]]:
     """The rows of all networks, from ``out`` where the same sources have measured them, else measured now."""
     known = read_results(out)
     sources = sources_digest()
     rows: dict[str, list[Measurement]] = {}
-    task = progress.add_task("", total=len(names) * len(labels))
-    for name in names:
+    task = progress.add_task("", total=len(settings) * len(labels))
+    for setting in settings:
         bench: Bench | None = None
         done: dict[str, Measurement] = {}
         for label in labels:
-            progress.update(task, description=f"{name} {label}")
-            row = new_row(name, size, lowering, label, sources, device)
+            progress.update(task, description=f"{setting.network} {label}")
+            row = new_row(setting, label, sources)
             if row.key in known and known[row.key].failure is None:
                 done[label] = known[row.key]
             else:
-                bench = bench or Bench(name, size, lowering, device)
+                bench = bench or Bench(setting)
                 done[label] = measure(bench, row, done, rounds)
                 append_result(out, done[label])
             progress.advance(task)
-        rows[name] = list(done.values())
+        rows[setting.network] = list(done.values())
     return rows
 
 
@@ -298,16 +296,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(width=None if sys.stdout.isatty() else 200)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
-        rows = run(
-            names,
-            chosen.size,
-            chosen.lowering,
-            chosen.out,
-            chosen.rounds,
-            progress,
-            chosen.device,
-            labels,
-        )
+        settings = [Setting(name, chosen.size, chosen.lowering, chosen.device) for name in names]
+        rows = run(settings, labels, chosen.rounds, chosen.out, progress)
     table, bad = table_of(rows, title=f"{chosen.size} networks lowered by {chosen.lowering}; bytes in MiB")
     console.print(table)
     total = sum(map(len, rows.values()))

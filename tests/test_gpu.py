@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 import graphremat
-from bench.keep_budget import Bench, storage_bytes
+from bench.keep_budget import Bench, Setting, storage_bytes
 from graphremat.candidates import ROUNDING_BYTES
 from graphremat.device_memory import cublas_workspace_bytes
 from graphremat.measure import gradient_error, measure_peak
@@ -36,7 +36,7 @@ def measured_peak(bench: Bench, call: object) -> int:
 @pytest.mark.parametrize("budget", [None, 0.3])
 @pytest.mark.parametrize("network", ["llama", "dropout_gpt", "resnet", "unet"])
 def test_budgets_are_kept_by_the_allocator(network: str, budget: float | None) -> None:
-    bench = Bench(network, "tiny", "inductor", "cuda")
+    bench = Bench(Setting(network, "tiny", device="cuda"))
     call = bench.compiled(budget)
     gradients, buffers = bench.first_step(call)
     report = graphremat.last_report()
@@ -50,7 +50,7 @@ def test_budgets_are_kept_by_the_allocator(network: str, budget: float | None) -
 
 
 def test_autocast_in_bfloat16() -> None:
-    bench = Bench("llama", "small", "inductor", "cuda")
+    bench = Bench(Setting("llama", "small", device="cuda"))
 
     def first_step(backend: str, **keywords: object) -> list[Tensor | None]:
         torch.compiler.reset()
@@ -76,7 +76,7 @@ def test_autocast_in_bfloat16() -> None:
 
 
 def test_auto_is_what_the_card_has_left() -> None:
-    bench = Bench("two_losses", "tiny", "inductor", "cuda")
+    bench = Bench(Setting("two_losses", "tiny", device="cuda"))
     call = torch.compile(bench.case.model, backend="graphremat", options={"memory_budget": "auto"})
     bench.step(call)
     budget = graphremat.last_report().budget_bytes
@@ -86,7 +86,7 @@ def test_auto_is_what_the_card_has_left() -> None:
 
 
 def test_profiled_steps_are_told_by_the_report() -> None:
-    bench = Bench("llama", "small", "inductor", "cuda")
+    bench = Bench(Setting("llama", "small", device="cuda"))
     options = {"memory_budget": 0.3, "profile": True}
     call = torch.compile(bench.case.model, backend="graphremat", fullgraph=True, options=options)
     for _ in range(8):
@@ -98,7 +98,7 @@ def test_profiled_steps_are_told_by_the_report() -> None:
 
 
 def test_measured_prices_give_a_plan_under_the_budget() -> None:
-    bench = Bench("llama", "small", "inductor", "cuda")
+    bench = Bench(Setting("llama", "small", device="cuda"))
     options = {"memory_budget": 0.3, "costs": "measure"}
     call = torch.compile(bench.case.model, backend="graphremat", fullgraph=True, options=options)
     bench.step(call)
@@ -109,7 +109,7 @@ def test_measured_prices_give_a_plan_under_the_budget() -> None:
 
 
 def test_kernels_that_inductor_chose_by_the_clock_keep_the_budget() -> None:
-    bench = Bench("linear_stack", "tiny", "inductor", "cuda")
+    bench = Bench(Setting("linear_stack", "tiny", device="cuda"))
     with max_autotune():
         call = bench.compiled(0.3)
         gradients, _ = bench.first_step(call)
@@ -125,7 +125,7 @@ def test_kernels_that_inductor_chose_by_the_clock_keep_the_budget() -> None:
 
 def test_a_cuda_graph_records_no_more_than_the_budget() -> None:
     """Over it come one workspace of cuBLAS, in the graph's own pool, and the copy of the batch that it reads."""
-    bench = Bench("llama", "small", "inductor", "cuda")
+    bench = Bench(Setting("llama", "small", device="cuda"))
     options = {"memory_budget": 0.3}
     call = torch.compile(bench.case.model, backend="graphremat", fullgraph=True, options=options)
     peaks = []

@@ -17,7 +17,7 @@ from bench.budget_rows import (
     problems_of,
     read_results,
 )
-from bench.keep_budget import new_row, storage_bytes, table_of
+from bench.keep_budget import Setting, new_row, storage_bytes, table_of
 
 INPUTS, LOW, HIGH = 1000, 1200, 2000
 
@@ -25,7 +25,7 @@ INPUTS, LOW, HIGH = 1000, 1200, 2000
 def row(label: str, peak: int, budget: float | int | None = None, seconds: float = 0.0) -> Measurement:
     budget_bytes = round(LOW + budget * (HIGH - LOW)) if isinstance(budget, float) else budget
     return replace(
-        new_row("llama", "tiny", "inductor", label, "abc"),
+        new_row(Setting("llama", "tiny"), label, "abc"),
         memory_budget=budget,
         budget_bytes=budget_bytes,
         inputs_bytes=INPUTS,
