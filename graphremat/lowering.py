@@ -20,6 +20,7 @@ from graphremat.passes.buffers import moves_a_kernel
 from graphremat.passes.hints import default_size_hint
 from graphremat.passes.kinds import replays_from_seed
 from graphremat.passes.torch_private import (
+    WRITE_OUT,
     LoweredGraph,
     donates_buffers,
     draws_four_numbers,
@@ -30,6 +31,7 @@ from graphremat.passes.torch_private import (
     keeps_output_strides,
     no_pattern_if,
     one_number_at_a_time,
+    results_written_out,
     storage_key,
 )
 
@@ -352,9 +354,15 @@ def code_as_planned(gm: fx.GraphModule, *, fenced: bool) -> Iterator[None]:
     """Inductor's ways that would make of a graph what the plan does not say, turned off.
 
     Random numbers are those of every other plan with the same seed, and of the recomputation in the other graph. Where
-    the backward is ``fenced`` (:mod:`graphremat.fence`), no product waits for the sum that it is added in.
+    the backward is ``fenced`` (:mod:`graphremat.fence`), no product waits for the sum that it is added in. Results that
+    the plan writes out get buffers (:func:`graphremat.passes.buffers.write_out`).
     """
-    with one_number_at_a_time(draws_numbers(gm)), no_pattern_if(moves_a_kernel) if fenced else nullcontext():
+    marked = [node.name for node in gm.graph.nodes if node.meta.get(WRITE_OUT)]
+    with (
+        one_number_at_a_time(draws_numbers(gm)),
+        no_pattern_if(moves_a_kernel) if fenced else nullcontext(),
+        results_written_out(marked) if marked else nullcontext(),
+    ):
         yield
 
 

@@ -9,13 +9,14 @@ What one kernel alone reads is written when Inductor comes to that kernel. Where
 kernel, what it is made of would live on until then.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import torch
 from torch import fx
 
 from graphremat.passes.kinds import problem_kind, replays_from_seed
 from graphremat.passes.problem import Kind
+from graphremat.passes.torch_private import SOURCE_OP, WRITE_OUT
 
 REALIZE = "inductor_realize_to_strides"
 """Torch's mark in ``node.meta`` for a node whose result Inductor gives a buffer of the traced strides."""
@@ -27,7 +28,8 @@ def keep_buffers(module: fx.GraphModule) -> None:
     """Mark pointwise results that a kernel reads, if they have several readers or another kernel runs before that one,
     and masks made of random numbers.
 
-    Images are left alone where there are convolutions, since Inductor chooses the order of their channels.
+    Where there are convolutions, Inductor chooses the order of an image's channels: those that a convolution reads get
+    their buffers in that order, so that it need not copy them, and the others are left alone.
     """
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
     channels_move = any(node.target in CONVOLUTIONS for node in calls)
@@ -39,14 +41,22 @@ def keep_buffers(module: fx.GraphModule) -> None:
         kernels += problem_kind(node) is Kind.KERNEL
     for node in calls:
         val = node.meta.get("val")
-        if not isinstance(val, torch.Tensor) or (channels_move and val.dim() == 4):
+        if not isinstance(val, torch.Tensor) or problem_kind(node) is not Kind.FUSIBLE or not node.users:
             continue
-        if problem_kind(node) is not Kind.FUSIBLE or not node.users:
+        is_image = channels_move and val.dim() == 4
+        if is_image and not any(user.target in CONVOLUTIONS for user in node.users):
             continue
         readers = list(_kernels_reading(node))
         waits = bool(readers) and min(before[reader] for reader in readers) > before[node]
         if waits or (len(node.users) > 1 and (is_mask(node) or readers)):
-            node.meta[REALIZE] = True
+            node.meta[WRITE_OUT if is_image else REALIZE] = True
+
+
+def write_out(module: fx.GraphModule, names: Collection[str]) -> None:
+    """Mark the runs of these nodes of the joint graph: Inductor gives their results buffers (:attr:`Plan.written`)."""
+    for node in module.graph.nodes:
+        if node.meta.get(SOURCE_OP) in names:
+            node.meta[WRITE_OUT] = True
 
 
 def moves_a_kernel(nodes: Sequence[fx.Node]) -> bool:

@@ -20,6 +20,9 @@ class Plan:
     backward: tuple[int, ...]
     origin: str = ""
     """Which method made it, in words for a report."""
+    written: tuple[int, ...] = ()
+    """Ops of the backward whose results are written to memory if another kernel reads them, though a fusing compiler
+    would compute them anew in each reader."""
 
     def recomputed(self, problem: Problem) -> tuple[int, ...]:
         """The occurrences in the backward of ops that have run before, views left out."""
@@ -38,6 +41,7 @@ class Plan:
             "origin": self.origin,
             "saved": [problem.values[v].name for v in self.saved],
             "recomputed": [names[i] for i in self.recomputed(problem)],
+            "written": [names[i] for i in self.written],
             "indices": asdict(self),
         }
         return json.dumps(body, indent=1)
@@ -46,7 +50,8 @@ class Plan:
     def from_json(text: str) -> "Plan":
         """Read what :meth:`to_json` wrote."""
         body = json.loads(text)["indices"]
-        return Plan(tuple(body["saved"]), tuple(body["forward"]), tuple(body["backward"]), body["origin"])
+        saved, forward, backward = (tuple(body[name]) for name in ("saved", "forward", "backward"))
+        return Plan(saved, forward, backward, body["origin"], tuple(body["written"]))
 
 
 def check_plan(problem: Problem, plan: Plan) -> None:
@@ -74,6 +79,9 @@ def check_plan(problem: Problem, plan: Plan) -> None:
             raise ValueError(f"forward op {ops[index].name} never runs in the forward")
         if phase is Phase.BACKWARD and index not in seen:
             raise ValueError(f"backward op {ops[index].name} never runs")
+    for index in plan.written:
+        if phases[index] is not Phase.BACKWARD:
+            raise ValueError(f"{ops[index].name} is not of the backward, and cannot be written out there")
     for value in plan.saved:
         producer = problem.values[value].producer
         if producer < 0:

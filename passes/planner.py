@@ -26,6 +26,7 @@ from graphremat.passes.schedule import ScheduleError, schedule
 from graphremat.passes.search import RULES, Search, State, remakes_saved
 from graphremat.passes.segments import segment_choices
 from graphremat.passes.stages import Stages, find_stages
+from graphremat.passes.written import with_written, without_idle_writing, worth_writing
 
 log = logging.getLogger("graphremat.planner")
 
@@ -100,19 +101,31 @@ def plan_frontier(
             found += _chain_plans(problem, priced, stages, highest, plans, most_recomputations, deadline)
     bound = Bound(problem)
     looks = round(effort * min(MOST_LOOKS, SEARCH_WORK // max(1, len(problem.ops))))
-    if looks >= LEAST_LOOKS:
-        width = None if looks >= WIDE_LOOKS else NARROW_WIDTH
+
+    def searched(plans_from: list[Candidate]) -> list[Candidate]:
+        if looks < LEAST_LOOKS:
+            return []
         search = Search(
             problem,
             most_looks=looks,
             most_recomputations=most_recomputations,
-            width=width,
+            width=None if looks >= WIDE_LOOKS else NARROW_WIDTH,
             deadline=deadline,
             remake_saved=remake_saved,
         )
-        found += _searched(search, found, bound.lowest_bytes, plans)
+        return _searched(search, plans_from, bound.lowest_bytes, plans)
+
+    found += searched(found)
+    written = worth_writing(problem) if effort >= 1 else ()
+    if written and time.monotonic() < deadline and _go_lower(problem, found, written):
+        priced = with_written(problem, written)
+        chained = _chain_plans(
+            problem, priced, stages, highest, plans, most_recomputations, deadline, written
+        )
+        found += [*chained, *searched(chained)]
     if not remake_saved:
         found = [c for c in found if not remakes_saved(problem, c.plan)]
+    found += [without_idle_writing(problem, c) for c in pareto(found, most) if c.plan.written]
     kept = pareto(found, most)
     return Frontier(kept, bound, frugal=frugal(found, kept, most))
 
@@ -178,9 +191,10 @@ def _chain_plans(
     most: int,
     most_recomputations: int | None,
     deadline: float,
+    written: tuple[int, ...] = (),
 ) -> list[Candidate]:
     """Plans of the programme over stages by the prices of ``priced``, which is ``problem`` otherwise, at ``most`` of
-    its budgets; none where there is one stage only."""
+    its budgets; none where there is one stage only. They write out ``written``."""
     if len(stages) < 2:
         return []
     choices = segment_choices(priced, stages)
@@ -200,9 +214,16 @@ def _chain_plans(
         except ScheduleError as error:
             log.warning("a choice of the programme over stages is left out: %s", error)
             continue
+        plan = replace(plan, written=written)
         if plan not in found:
             found[plan] = judge(problem, plan)
     return list(found.values())
+
+
+def _go_lower(problem: Problem, found: list[Candidate], written: tuple[int, ...]) -> bool:
+    """Whether the lowest plan is lower still where the backward writes out ``written``."""
+    lowest = min(found, key=lambda c: c.replay.peak_bytes)
+    return judge(problem, replace(lowest.plan, written=written)).replay.peak_bytes < lowest.replay.peak_bytes
 
 
 def with_free_traffic(problem: Problem) -> Problem:

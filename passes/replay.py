@@ -117,6 +117,11 @@ class _Tape:
 
     def __init__(self, problem: Problem, plan: Plan) -> None:
         self.problem = problem
+        self.written_out = problem.table.written_out
+        if plan.written:
+            self.written_out = self.written_out.copy()
+            for index in plan.written:
+                self.written_out[index] = True
         self.forward_length = len(plan.forward)
         self.length = self.forward_length + len(plan.backward)
         self.storage: list[int] = []
@@ -246,10 +251,8 @@ def _fuse(tape: _Tape) -> Fused:
 
 def _read_elsewhere(tape: _Tape, fused: Fused) -> list[int]:
     """The buffers of ops that are written out for readers in other kernels, be it through values that do not exist."""
-    written_out = tape.problem.table.written_out
-    asked = [
-        (buffer, level) for _, op, buffer, _, level in tape.pointwise if written_out[op] and buffer in fused
-    ]
+    written_out = tape.written_out
+    asked = [(buffer, level) for _, op, buffer, _, level in tape.pointwise if written_out[op]]
     if not asked:
         return []
     farthest: dict[int, int] = {}

@@ -43,11 +43,13 @@ Moment: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True)
 class Retention:
-    """When values are there: what is saved, what is gone after a step, what is made before it is needed."""
+    """When values are there: what is saved, what is gone after a step, what is made before it is needed; and which
+    ops' results the backward writes out."""
 
     saved: frozenset[int]
     gone: frozenset[Moment] = frozenset()
     early: frozenset[Moment] = frozenset()
+    written: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,7 +156,9 @@ class Search:
                 made.add(again)
             step, here = step + 1, []
         return self.look(
-            Retention(frozenset(plan.saved) | self._kept_anyway, frozenset(gone), frozenset(early))
+            Retention(
+                frozenset(plan.saved) | self._kept_anyway, frozenset(gone), frozenset(early), plan.written
+            )
         )
 
     def look(self, retention: Retention) -> State | None:
@@ -171,6 +175,7 @@ class Search:
             plan = schedule(self.problem, retention.saved, "search", self._instructions(retention))
         except ScheduleError:
             return None
+        plan = replace(plan, written=retention.written)
         if self._most is not None and _runs_again(self.problem, plan) > self._most:
             return None
         if not self._remake_saved and remakes_saved(self.problem, plan):

@@ -163,7 +163,7 @@ def _stage_classes(problem: Problem, stages: Stages) -> list[int]:
         marks = tuple((w in outputs, w in gradients, _reach(stage, w)) for w in op.writes)
         return (
             op.target, op.kind, op.phase, op.seconds, op.fused_seconds, bool(op.keep), bool(op.unsavable),
-            tuple(wires), sizes, marks,
+            op.written_out, tuple(wires), sizes, marks,
         )  # fmt: skip
 
     stage_of_reader = dict(enumerate(stages.stage_of))

@@ -731,6 +731,41 @@ def draws_four_numbers(source: str) -> bool:
     return "rand4x(" in source or "randn4x(" in source
 
 
+WRITE_OUT = "graphremat_write_out"
+"""In a node's meta: its result gets a buffer of its own (:func:`results_written_out`)."""
+
+
+@contextmanager
+def results_written_out(marked: Sequence[str]) -> Iterator[None]:
+    """A context in which Inductor gives a buffer to the result of each node with the mark :data:`WRITE_OUT`, images in
+    the order of their convolutions. ``marked`` are the nodes' names, by which its cache tells graphs apart.
+
+    Relied on: ``GraphLowering.run_node`` gives the ``TensorBox`` of a node, whose ``realize`` gives it a buffer. Where
+    ``GraphLowering.layout_opt`` is true, convolutions are computed with the channels last, and an image that has a
+    buffer in another order is copied for them. Inductor's own mark ("inductor_realize_to_strides") demands the traced
+    order, which is that other one.
+    """
+    from torch._inductor.graph import GraphLowering
+    from torch._inductor.ir import NHWC_STRIDE_ORDER, ExternKernel, TensorBox
+
+    lower = GraphLowering.run_node
+
+    def run_node(self: Any, node: torch.fx.Node) -> object:
+        result = lower(self, node)
+        if not node.meta.get(WRITE_OUT) or not isinstance(result, TensorBox):
+            return result
+        result.realize()
+        is_image = self.layout_opt and len(result.get_size()) == len(NHWC_STRIDE_ORDER)
+        return ExternKernel.require_stride_order(result, NHWC_STRIDE_ORDER) if is_image else result
+
+    tag = torch.compiler.config.cache_key_tag
+    with (
+        patch.object(GraphLowering, "run_node", run_node),
+        torch.compiler.config.patch(cache_key_tag=f"{tag} writes out {' '.join(marked)}"),  # type: ignore[attr-defined]
+    ):
+        yield
+
+
 def graph_cache_keyed_by_donation() -> Any:
     """A context in which Inductor's cache tells graphs apart that may overwrite other inputs.
 

@@ -38,8 +38,13 @@ class Account:
         self.kept: set[Buffer] = set()
         self.written_out: set[Buffer] = set()
         self._follow()
-        written = [made[0] for op, made in zip(self.step, self.made, strict=True) if op.written_out and made]
-        self.written_out = {b for b in written if not self.exists(b) and self.is_read_elsewhere(b)}
+        written = {problem.ops[index].name for index in plan.written}
+        asked = [
+            made[0]
+            for op, made in zip(self.step, self.made, strict=True)
+            if made and (op.written_out or op.name in written)
+        ]
+        self.written_out = {b for b in asked if self.is_read_elsewhere(b)}
 
     def is_read_elsewhere(self, buffer: Buffer) -> bool:
         """Whether another kernel reads it, or reads what it stands for."""
@@ -220,7 +225,7 @@ class Account:
 @st.composite
 def steps(draw: st.DrawFn) -> tuple[Problem, Plan]:
     """A problem with ops that are heavy, change the order of elements or need scratch, and a plan that may run some ops
-    of the forward once more, anywhere."""
+    of the forward once more, anywhere, and write some results of the backward out."""
     problem = draw(problems(longest=10))
     some = st.sets(st.integers(0, len(problem.ops) - 1))
     heavy, relaying, needing, written = draw(some), draw(some), draw(some), draw(some)
@@ -243,7 +248,9 @@ def steps(draw: st.DrawFn) -> tuple[Problem, Plan]:
     backward = list(plan.backward)
     for index in draw(st.lists(st.sampled_from(plan.forward), max_size=4)):
         backward.insert(draw(st.integers(0, len(backward))), index)
-    return problem, replace(plan, backward=tuple(backward))
+    of_backward = [i for i, op in enumerate(problem.ops) if op.phase is Phase.BACKWARD]
+    by_plan = draw(st.sets(st.sampled_from(of_backward))) if of_backward else ()
+    return problem, replace(plan, backward=tuple(backward), written=tuple(sorted(by_plan)))
 
 
 @settings(deadline=None, max_examples=200)
