@@ -13,16 +13,18 @@ import torch.fx as fx
 from graphremat.passes import torch_private as private
 from graphremat.passes.buffers import is_mask
 from graphremat.passes.classify import JointGraph
-from graphremat.passes.costs import mask_seconds, op_cost
+from graphremat.passes.costs import copy_seconds, mask_seconds, op_cost
 from graphremat.passes.devices import Device
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.hints import SizeHint, symbol_hints
 from graphremat.passes.kinds import is_overwritten, op_name, problem_kind, replays_from_seed, tensors_in
-from graphremat.passes.problem import Builder, Holder, Kind, Op, Problem
+from graphremat.passes.problem import Builder, Holder, Kind, Op, Phase, Problem
 from graphremat.passes.scratch import CONVOLUTIONS, channels_last, scratch_bytes, spare_bytes
 from graphremat.passes.traffic import JoinedReads
 
 OVERWRITTEN = "a kernel of the user's own writes its result over it"
+PART_OPS = frozenset({"aten.select", "aten.slice"})
+"""Views of a part of their operand's elements."""
 HEAVY_OPS = frozenset({"aten.exp", "aten.sigmoid"})
 """Inductor gives these a buffer on the CPU when they have several readers (``StorageBox.should_realize_on_reuse``)."""
 
@@ -136,13 +138,17 @@ class _Reader:
         packing = mask_seconds(node, self._device, self._hint) if self._fuses else 0.0
         kind = problem_kind(node, for_cpu=self._code_for_cpu)
         lies_in_result = self._lies_in_the_result(node)
-        if kind is Kind.VIEW and reads and tensors_in(val):
+        most_read = None if self._joined_reads is None else self._joined_reads.bytes_read(node, kind)
+        cost = op_cost(node, self._device, self._hint, most_read=most_read)
+        seconds = cost.seconds + packing
+        if isinstance(val, torch.Tensor) and self._is_a_part(node, kind):
+            kind, writes = Kind.FUSIBLE, self._part(node, val)
+            seconds = copy_seconds(val, self._device, self._hint)
+        elif kind is Kind.VIEW and reads and tensors_in(val):
             writes = self._write(node, val, self._builder.storage_of(reads[0]))
         else:
             kind = kind if self._fuses and kind is not Kind.VIEW else Kind.KERNEL
             writes = self._write(node, val, self._builder.storage(node.name, 0) if lies_in_result else None)
-        most_read = None if self._joined_reads is None else self._joined_reads.bytes_read(node, kind)
-        cost = op_cost(node, self._device, self._hint, most_read=most_read)
         phase = self._joint.phases[node]
         self._builder.add(
             Op(
@@ -152,7 +158,7 @@ class _Reader:
                 writes=tuple(writes),
                 kind=kind,
                 phase=phase,
-                seconds=self._measured.get(node, cost.seconds + packing),
+                seconds=self._measured.get(node, seconds),
                 fused_seconds=cost.fused_seconds,
                 flops=cost.flops,
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
@@ -197,6 +203,33 @@ class _Reader:
             self._results[node] = results
             return list(results.values())
         return []
+
+    def _is_a_part(self, node: fx.Node, kind: Kind) -> bool:
+        """Whether a node of the backward shows a part of a buffer to pointwise work alone. It counts as pointwise work
+        then, since the part can be written out, so that the whole need not live on for it: the gradient of a
+        concatenation is one buffer, of which each operand of the concatenation has its part."""
+        if not self._fuses or kind is not Kind.VIEW or op_name(node) not in PART_OPS:
+            return False
+        if self._joint.phases[node] is not Phase.BACKWARD or not self._read_by_pointwise_work(node):
+            return False
+        whole = node.args[0]
+        assert isinstance(whole, fx.Node)
+        return self._hint(node.meta["val"].numel()) < self._hint(whole.meta["val"].numel())
+
+    def _read_by_pointwise_work(self, node: fx.Node) -> bool:
+        kinds = {user: problem_kind(user, for_cpu=self._code_for_cpu) for user in node.users}
+        return all(
+            user.op == "call_function"
+            and (kind is Kind.FUSIBLE or (kind is Kind.VIEW and self._read_by_pointwise_work(user)))
+            for user, kind in kinds.items()
+        )
+
+    def _part(self, node: fx.Node, val: torch.Tensor) -> list[int]:
+        """A part in a buffer of its own, without what lies between its elements."""
+        self._sizes |= symbol_hints(val.shape)
+        size = val.numel() * val.dtype.itemsize
+        storage = self._builder.storage(node.name, self._hint(size), size=private.size_text(size))
+        return [self._add_value(node, storage, val)]
 
     def _lies_in_the_result(self, node: fx.Node) -> bool:
         """Whether a kernel of the user's own writes its result over that of this node, which counts as that result:

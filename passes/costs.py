@@ -185,6 +185,12 @@ def op_cost(
     )
 
 
+def copy_seconds(val: torch.Tensor, device: Device, size_hint: SizeHint = default_size_hint) -> float:
+    """Seconds to copy what a view shows into a buffer of its own, in a kernel alone."""
+    traffic_seconds = _traffic_seconds(2 * tensor_bytes(val, size_hint), device)
+    return traffic_seconds + _first_touch_seconds([val], device, size_hint) + device.kernel_seconds
+
+
 def mask_seconds(node: fx.Node, device: Device, size_hint: SizeHint = default_size_hint) -> float:
     """What a buffer for a node's result costs over its traffic, in generated code: that of packing a mask."""
     val = node.meta.get("val")

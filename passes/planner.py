@@ -125,9 +125,9 @@ def plan_frontier(
         found += [*chained, *searched(chained)]
     if not remake_saved:
         found = [c for c in found if not remakes_saved(problem, c.plan)]
-    found += [without_idle_writing(problem, c) for c in pareto(found, most) if c.plan.written]
-    kept = pareto(found, most)
-    return Frontier(kept, bound, frugal=frugal(found, kept, most))
+    kept = pareto([without_idle_writing(problem, c) for c in pareto(found, most)], most)
+    spare = [without_idle_writing(problem, c) for c in frugal(found, kept, most)]
+    return Frontier(kept, bound, frugal=frugal(spare, kept, most))
 
 
 def with_exact(

@@ -740,13 +740,14 @@ def results_written_out(marked: Sequence[str]) -> Iterator[None]:
     """A context in which Inductor gives a buffer to the result of each node with the mark :data:`WRITE_OUT`, images in
     the order of their convolutions. ``marked`` are the nodes' names, by which its cache tells graphs apart.
 
-    Relied on: ``GraphLowering.run_node`` gives the ``TensorBox`` of a node, whose ``realize`` gives it a buffer. Where
+    Relied on: ``GraphLowering.run_node`` gives the ``TensorBox`` of a node, whose ``realize`` gives it a buffer, unless
+    it is a view, which ``ExternKernel.copy_input`` copies. Where
     ``GraphLowering.layout_opt`` is true, convolutions are computed with the channels last, and an image that has a
     buffer in another order is copied for them. Inductor's own mark ("inductor_realize_to_strides") demands the traced
     order, which is that other one.
     """
     from torch._inductor.graph import GraphLowering
-    from torch._inductor.ir import NHWC_STRIDE_ORDER, ExternKernel, TensorBox
+    from torch._inductor.ir import NHWC_STRIDE_ORDER, BaseView, ExternKernel, TensorBox
 
     lower = GraphLowering.run_node
 
@@ -754,6 +755,8 @@ def results_written_out(marked: Sequence[str]) -> Iterator[None]:
         result = lower(self, node)
         if not node.meta.get(WRITE_OUT) or not isinstance(result, TensorBox):
             return result
+        if isinstance(result.data, BaseView):
+            result = ExternKernel.copy_input(result)
         result.realize()
         is_image = self.layout_opt and len(result.get_size()) == len(NHWC_STRIDE_ORDER)
         return ExternKernel.require_stride_order(result, NHWC_STRIDE_ORDER) if is_image else result

@@ -13,14 +13,14 @@ from graphremat.passes.problem import Phase, Problem
 
 
 def worth_writing(problem: Problem) -> tuple[int, ...]:
-    """Pointwise ops of the backward with several readers whose results are smaller than what they are computed from."""
+    """Pointwise ops of the backward whose results are smaller than what they are computed from."""
     return tuple(
         index
         for index, op in enumerate(problem.ops)
         if op.phase is Phase.BACKWARD
         and problem.table.is_pointwise[index]
         and not op.written_out
-        and sum(len(problem.readers[w]) for w in op.writes) > 1
+        and any(problem.readers[w] for w in op.writes)
         and _operand_bytes(problem, index)
         > sum(problem.graph_bytes(problem.values[w].storage) for w in op.writes)
     )
@@ -52,21 +52,22 @@ def with_written(problem: Problem, ops: tuple[int, ...]) -> Problem:
 
 
 def without_idle_writing(problem: Problem, candidate: Candidate) -> Candidate:
-    """The candidate, with nothing written out whose operands might as well live on, or as it is if its peak needs
-    that."""
+    """The candidate less what it writes out for nothing: what the kernel that makes it alone reads, and if that raises
+    no peak, what might as well be computed in its readers."""
     plan, run = candidate.plan, candidate.replay
+    if not plan.written:
+        return candidate
     lives = {storage: (first, last) for storage, first, last in run.lifetimes}
-    needed = []
+    there, needed = [], []
     for index in plan.written:
         storage = problem.values[problem.ops[index].writes[0]].storage
-        if storage not in lives:
-            continue
-        first, last = lives[storage]
-        more = _operand_bytes(problem, index) - problem.graph_bytes(storage)
-        if int(run.curve[first : last + 1].max()) + more > run.peak_bytes:
-            needed.append(index)
-    if len(needed) < len(plan.written):
-        fewer = judge(problem, replace(plan, written=tuple(needed)))
-        if fewer.replay.peak_bytes <= run.peak_bytes:
-            return fewer
-    return candidate
+        if storage in lives:
+            there.append(index)
+            first, last = lives[storage]
+            more = _operand_bytes(problem, index) - problem.graph_bytes(storage)
+            if int(run.curve[first : last + 1].max()) + more > run.peak_bytes:
+                needed.append(index)
+    fewer = judge(problem, replace(plan, written=tuple(needed)))
+    if fewer.replay.peak_bytes <= run.peak_bytes:
+        return fewer
+    return judge(problem, replace(plan, written=tuple(there)))
