@@ -747,7 +747,8 @@ def results_written_out(marked: Sequence[str]) -> Iterator[None]:
     order, which is that other one.
     """
     from torch._inductor.graph import GraphLowering
-    from torch._inductor.ir import NHWC_STRIDE_ORDER, BaseView, ExternKernel, TensorBox
+    from torch._inductor.ir import NHWC_STRIDE_ORDER, BaseView, ExternKernel, IRNode, TensorBox
+    from torch.utils._ordered_set import OrderedSet
 
     lower = GraphLowering.run_node
 
@@ -755,11 +756,12 @@ def results_written_out(marked: Sequence[str]) -> Iterator[None]:
         result = lower(self, node)
         if not node.meta.get(WRITE_OUT) or not isinstance(result, TensorBox):
             return result
-        if isinstance(result.data, BaseView):
-            result = ExternKernel.copy_input(result)
-        result.realize()
-        is_image = self.layout_opt and len(result.get_size()) == len(NHWC_STRIDE_ORDER)
-        return ExternKernel.require_stride_order(result, NHWC_STRIDE_ORDER) if is_image else result
+        with IRNode.current_origins(OrderedSet([node])):  # by which the fence knows what the copy is
+            if isinstance(result.data, BaseView):
+                result = ExternKernel.copy_input(result)
+            result.realize()
+            is_image = self.layout_opt and len(result.get_size()) == len(NHWC_STRIDE_ORDER)
+            return ExternKernel.require_stride_order(result, NHWC_STRIDE_ORDER) if is_image else result
 
     tag = torch.compiler.config.cache_key_tag
     with (
