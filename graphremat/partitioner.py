@@ -276,7 +276,7 @@ def partition(
     if options.verify and (choice.place > 0 or torchs_plan is None):
         with _Stage("verify", dumps):
             check_aliases(problem, index)
-            check_split(problem, index, candidate.plan, chosen.forward, chosen.backward, joint)
+            check_split(index, candidate.plan, chosen.forward, chosen.backward, joint)
     made = make_report(
         options,
         problem,

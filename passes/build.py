@@ -47,7 +47,7 @@ class Index:
         return frozenset(node.target for node, view in zip(self.op_node, self.views, strict=True) if not view)
 
     views: tuple[bool, ...] = ()
-    """For each op, whether it is a view or writes nothing."""
+    """For each op, whether its node is a view or writes nothing."""
 
     sizes: dict[str, int] = field(default_factory=dict)
     """What each symbol is taken to be in the problem's sizes, by name."""
@@ -264,7 +264,10 @@ class _Reader:
                 for node, op in zip(self._op_node, problem.ops, strict=True)
                 if op.kind is Kind.KERNEL and op.writes
             ),
-            views=tuple(op.kind is Kind.VIEW or not op.writes for op in problem.ops),
+            views=tuple(
+                op.kind is Kind.VIEW or not op.writes or op_name(node) in PART_OPS
+                for node, op in zip(self._op_node, problem.ops, strict=True)
+            ),
             sizes=dict(sorted(self._sizes.items())),
         )
         return problem, index

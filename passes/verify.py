@@ -30,7 +30,6 @@ def check_aliases(problem: Problem, index: Index) -> None:
 
 
 def check_split(
-    problem: Problem,
     index: Index,
     plan: Plan,
     forward: fx.GraphModule,
@@ -59,7 +58,7 @@ def check_split(
             raise ValueError(
                 f"{target} draws or changes something, and runs {times} times for {before[target]}"
             )
-    _check_order(problem, index, plan, backward)
+    _check_order(index, plan, backward)
 
 
 def _with_effects(module: fx.GraphModule) -> Counter[object]:
@@ -78,13 +77,8 @@ def _from_outside(node: fx.Node) -> bool:
     )
 
 
-def _check_order(problem: Problem, index: Index, plan: Plan, backward: fx.GraphModule) -> None:
-    targets = [
-        index.op_node[op].target
-        for op in plan.backward
-        if problem.ops[op].kind is not Kind.VIEW and problem.ops[op].writes
-    ]
-    wanted = iter(targets)
+def _check_order(index: Index, plan: Plan, backward: fx.GraphModule) -> None:
+    wanted = iter([index.op_node[op].target for op in plan.backward if not index.views[op]])
     for node in backward.graph.nodes:
         if node.op != "call_function" or node.target not in index.targets:
             continue
