@@ -3,7 +3,8 @@
 A fusing compiler repeats pointwise work in every reader, and what it repeats the work from lives on until the last of
 them. The gradient that comes back around a residual block is such a result: of the block's own gradient, of what went
 around it, and of the activation whose sign says where it passes, three buffers for one. Written out once it is one.
-Free of torch.
+Another is what an operand of a concatenation gets of the whole gradient: a copy of its part lets the whole go. Free of
+torch.
 """
 
 from dataclasses import replace

@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -140,24 +141,45 @@ def test_the_page_of_a_gpu_is_what_was_measured(tmp_path: Path) -> None:
     assert anew.read_text() == page.read_text()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="one kernel of the U-Net of symbolic sizes spills at 0.5, as the page says"
-)
-def test_the_code_that_was_lowered_spills_nothing() -> None:
-    """Which is what is wanted: mended, the mark goes, and the page's words with the test of them below."""
-    rows = [json.loads(line) for line in on_gpu.LOWERED.read_text().splitlines()]
-    assert all(row["spilling_kernels"] == row["least_spill_bytes"] == 0 for row in rows)
-
-
-def test_the_code_that_was_lowered_keeps_its_budgets_and_spills_what_the_page_says() -> None:
-    """As the page says below its table."""
+def spilling_more_than_inductors() -> list[dict[str, Any]]:
+    """The rows of ours of which the kernels spill more than those of plain Inductor in the same setting."""
     rows = [json.loads(line) for line in on_gpu.LOWERED.read_text().splitlines()]
     assert rows
-    (spilling,) = [row for row in rows if row["spilling_kernels"] or row["least_spill_bytes"]]
-    assert (spilling["network"], spilling["dynamic"], spilling["spilling_kernels"]) == ("unet", True, 1)
-    told = f"{spilling['least_spill_bytes']} bytes in the U-Net of symbolic sizes at {spilling['budget']}"
-    assert f"no kernel spills but one: {told}" in (ROOT / "docs/gpu.md").read_text()
+
+    def setting(row: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(row[name] for name in ("network", "size", "dtype", "capability", "autocast", "dynamic"))
+
+    plain = {setting(row): row["least_spill_bytes"] for row in rows if row["budget"] == "torch"}
+    return [row for row in rows if row["least_spill_bytes"] > plain[setting(row)]]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="one kernel of the U-Net of symbolic sizes spills under two budgets, as the page says"
+)
+def test_the_code_that_was_lowered_spills_nothing_that_inductors_does_not() -> None:
+    """Which is what is wanted: mended, the mark goes, and the page's words with the test of them below."""
+    assert not spilling_more_than_inductors()
+
+
+def test_the_page_says_what_spills() -> None:
+    page = " ".join((ROOT / "docs/gpu.md").read_text().split())
+    spilling = spilling_more_than_inductors()
+    assert {(row["network"], row["dynamic"], row["spilling_kernels"]) for row in spilling} == {
+        ("unet", True, 1)
+    }
+    told = [f"{row['least_spill_bytes']} bytes {_at(row['budget'])}" for row in spilling]
+    assert f"of the U-Net of symbolic sizes, one kernel spills {' and '.join(told)}" in page
+
+
+def _at(budget: float | None) -> str:
+    return "without a budget" if budget is None else f"at {budget}"
+
+
+def test_the_code_that_was_lowered_keeps_its_budgets_and_is_near_the_plan() -> None:
+    """As the page says below its table."""
+    rows = [json.loads(line) for line in on_gpu.LOWERED.read_text().splitlines()]
     with_budget = [row for row in rows if row["budget_bytes"] is not None]
+    assert with_budget
     assert all(row["generated_bytes"] <= row["budget_bytes"] for row in with_budget)
     of_plans = [row for row in rows if row["budget"] != "torch"]
     assert min(row["planned_bytes"] / row["generated_bytes"] for row in of_plans) > 0.78
