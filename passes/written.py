@@ -53,22 +53,10 @@ def with_written(problem: Problem, ops: tuple[int, ...]) -> Problem:
 
 
 def without_idle_writing(problem: Problem, candidate: Candidate) -> Candidate:
-    """The candidate less what it writes out for nothing: what the kernel that makes it alone reads, and if that raises
-    no peak, what might as well be computed in its readers."""
-    plan, run = candidate.plan, candidate.replay
+    """The candidate less what it writes out for nothing: what the kernel that makes it alone reads."""
+    plan = candidate.plan
     if not plan.written:
         return candidate
-    lives = {storage: (first, last) for storage, first, last in run.lifetimes}
-    there, needed = [], []
-    for index in plan.written:
-        storage = problem.values[problem.ops[index].writes[0]].storage
-        if storage in lives:
-            there.append(index)
-            first, last = lives[storage]
-            more = _operand_bytes(problem, index) - problem.graph_bytes(storage)
-            if int(run.curve[first : last + 1].max()) + more > run.peak_bytes:
-                needed.append(index)
-    fewer = judge(problem, replace(plan, written=tuple(needed)))
-    if fewer.replay.peak_bytes <= run.peak_bytes:
-        return fewer
-    return judge(problem, replace(plan, written=tuple(there)))
+    there = set(candidate.replay.storages.tolist())
+    used = tuple(i for i in plan.written if problem.values[problem.ops[i].writes[0]].storage in there)
+    return candidate if used == plan.written else judge(problem, replace(plan, written=used))
