@@ -251,8 +251,7 @@ def _fuse(tape: _Tape) -> Fused:
 
 def _read_elsewhere(tape: _Tape, fused: Fused) -> list[int]:
     """The buffers of ops that are written out for readers in other kernels, be it through values that do not exist."""
-    written_out = tape.written_out
-    asked = [(buffer, level) for _, op, buffer, _, level in tape.pointwise if written_out[op]]
+    asked = [(buffer, level) for _, op, buffer, _, level in tape.pointwise if tape.written_out[op]]
     if not asked:
         return []
     farthest: dict[int, int] = {}

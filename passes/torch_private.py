@@ -741,10 +741,9 @@ def results_written_out(marked: Sequence[str]) -> Iterator[None]:
     the order of their convolutions. ``marked`` are the nodes' names, by which its cache tells graphs apart.
 
     Relied on: ``GraphLowering.run_node`` gives the ``TensorBox`` of a node, whose ``realize`` gives it a buffer, unless
-    it is a view, which ``ExternKernel.copy_input`` copies. Where
-    ``GraphLowering.layout_opt`` is true, convolutions are computed with the channels last, and an image that has a
-    buffer in another order is copied for them. Inductor's own mark ("inductor_realize_to_strides") demands the traced
-    order, which is that other one.
+    it is a view, which ``ExternKernel.copy_input`` copies. Where ``GraphLowering.layout_opt`` is true, convolutions are
+    computed with the channels last, and an image that has a buffer in another order is copied for them. Inductor's own
+    mark ("inductor_realize_to_strides") demands the traced order, which is that other one.
     """
     from torch._inductor.graph import GraphLowering
     from torch._inductor.ir import NHWC_STRIDE_ORDER, BaseView, ExternKernel, IRNode, TensorBox

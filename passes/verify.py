@@ -19,9 +19,7 @@ def check_aliases(problem: Problem, index: Index) -> None:
     for op, node in zip(problem.ops, index.op_node, strict=True):
         if not op.reads or not getattr(node.target, "is_view", False):
             continue
-        if (
-            op.kind is Kind.FUSIBLE
-        ):  # a part that may be written out, and without that has no buffer of its own
+        if op.kind is Kind.FUSIBLE:  # a part: it has bytes of its own only where it is written out
             continue
         if not {problem.values[v].storage for v in op.writes} <= {
             problem.values[v].storage for v in op.reads

@@ -55,8 +55,6 @@ def with_written(problem: Problem, ops: tuple[int, ...]) -> Problem:
 def without_idle_writing(problem: Problem, candidate: Candidate) -> Candidate:
     """The candidate less what it writes out for nothing: what the kernel that makes it alone reads."""
     plan = candidate.plan
-    if not plan.written:
-        return candidate
     there = set(candidate.replay.storages.tolist())
     used = tuple(i for i in plan.written if problem.values[problem.ops[i].writes[0]].storage in there)
     return candidate if used == plan.written else judge(problem, replace(plan, written=used))

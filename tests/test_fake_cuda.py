@@ -34,7 +34,15 @@ def printed(module: str, *arguments: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("network", "size"),
-    [("llama", "tiny"), ("dropout_gpt", "tiny"), ("resnet", "small"), ("mixture_of_experts", "tiny")],
+    [
+        ("llama", "tiny"),
+        ("dropout_gpt", "tiny"),
+        pytest.param(
+            "resnet", "tiny", marks=pytest.mark.xfail(strict=True, reason="the plan rounds to no blocks")
+        ),
+        ("resnet", "small"),
+        ("mixture_of_experts", "tiny"),
+    ],
 )
 def test_the_budget_is_kept_by_the_code_for_a_card(network: str, size: str) -> None:
     """In size tiny the blocks of 512 bytes that hold the many small inputs and gradients of ``resnet`` are 6% of its

@@ -141,6 +141,16 @@ def test_the_page_of_a_gpu_is_what_was_measured(tmp_path: Path) -> None:
     assert anew.read_text() == page.read_text()
 
 
+@pytest.mark.xfail(
+    strict=True,
+    reason="one kernel of the U-Net of symbolic sizes spills, and one of flex attention's, as the page says",
+)
+def test_the_code_that_was_lowered_spills_nothing() -> None:
+    """Which is what is wanted: mended, the mark goes, and the page's words with the tests of them below."""
+    rows = [json.loads(line) for line in on_gpu.LOWERED.read_text().splitlines()]
+    assert all(row["spilling_kernels"] == row["least_spill_bytes"] == 0 for row in rows)
+
+
 def spilling_more_than_inductors() -> list[dict[str, Any]]:
     """The rows of ours of which the kernels spill more than those of plain Inductor in the same setting."""
     rows = [json.loads(line) for line in on_gpu.LOWERED.read_text().splitlines()]
@@ -157,13 +167,23 @@ def spilling_more_than_inductors() -> list[dict[str, Any]]:
     strict=True, reason="one kernel of the U-Net of symbolic sizes spills under two budgets, as the page says"
 )
 def test_the_code_that_was_lowered_spills_nothing_that_inductors_does_not() -> None:
-    """Which is what is wanted: mended, the mark goes, and the page's words with the test of them below."""
+    """What is asked for at least."""
     assert not spilling_more_than_inductors()
 
 
 def test_the_page_says_what_spills() -> None:
     page = " ".join((ROOT / "docs/gpu.md").read_text().split())
+    rows = [json.loads(line) for line in on_gpu.LOWERED.read_text().splitlines()]
     spilling = spilling_more_than_inductors()
+    as_inductors = [row for row in rows if row["spilling_kernels"] and row not in spilling]
+    assert {(row["network"], row["dynamic"], row["spilling_kernels"]) for row in as_inductors} == {
+        ("flex_attention", True, 1)
+    }
+    (least,) = {row["least_spill_bytes"] for row in as_inductors}
+    assert (
+        f"One kernel of flex attention with symbolic sizes spills {least} bytes in plain Inductor's code"
+        in page
+    )
     assert {(row["network"], row["dynamic"], row["spilling_kernels"]) for row in spilling} == {
         ("unet", True, 1)
     }

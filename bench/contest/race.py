@@ -201,15 +201,12 @@ class Track:
             self.groups.append(ready)
         return rows
 
-    def race_all(self, rounds: int, tell: Callable[[str, Row], None]) -> list[Row]:
+    def race_all(self, rounds: int, tell: Callable[[str, Row], None]) -> None:
         """All groups as one take turns once more: a machine's speed differs by some hundredths from the minutes of one
-        group to those of the next, also in the ratio of two steps. Their rows anew, told as in :meth:`race`."""
-        if len(self.groups) < 2:
-            return []
-        rows = self._timed([one for group in self.groups for one in group], rounds)
-        for row in rows:
-            tell("done", row)
-        return rows
+        group to those of the next, also in the ratio of two steps. Their rows are told anew, as in :meth:`race`."""
+        if len(self.groups) > 1:
+            for row in self._timed([one for group in self.groups for one in group], rounds):
+                tell("done", row)
 
     def _timed(self, ready: Sequence[Ready], rounds: int) -> list[Row]:
         if not ready or self.reference is None:
