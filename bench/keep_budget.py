@@ -38,9 +38,9 @@ from bench.budget_rows import (
 )
 from bench.networks import NETWORKS, Case
 from bench.sources import digest_of
-from graphremat.candidates import ROUNDING_BYTES
 from graphremat.errors import GraphrematError
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
+from graphremat.passes.devices import BLOCK_BYTES
 from graphremat.passes.torch_private import one_number_at_a_time
 
 MIB = 2.0**20
@@ -117,7 +117,7 @@ class Bench:
         start = time.perf_counter()
         gradients, buffers = self.first_step(call)
         compile_seconds = time.perf_counter() - start
-        rounding = ROUNDING_BYTES.get(torch.device(self.device).type, 1)
+        rounding = BLOCK_BYTES.get(torch.device(self.device).type, 1)
         inputs_bytes = storage_bytes([*_tensors_of(self.case.model), *self.case.inputs], rounding)
         error = gradient_error(self.reference[0], gradients)
         buffer_error = gradient_error(self.reference[1], buffers)

@@ -20,7 +20,6 @@ from graphremat.passes.buffers import moves_a_kernel
 from graphremat.passes.hints import default_size_hint
 from graphremat.passes.kinds import replays_from_seed
 from graphremat.passes.torch_private import (
-    WRITE_OUT,
     LoweredGraph,
     donates_buffers,
     draws_four_numbers,
@@ -357,11 +356,10 @@ def code_as_planned(gm: fx.GraphModule, *, fenced: bool) -> Iterator[None]:
     the backward is ``fenced`` (:mod:`graphremat.fence`), no product waits for the sum that it is added in. Results that
     the plan writes out get buffers (:func:`graphremat.passes.buffers.write_out`).
     """
-    marked = [node.name for node in gm.graph.nodes if node.meta.get(WRITE_OUT)]
     with (
         one_number_at_a_time(draws_numbers(gm)),
         no_pattern_if(moves_a_kernel) if fenced else nullcontext(),
-        results_written_out(marked) if marked else nullcontext(),
+        results_written_out(gm),
     ):
         yield
 

@@ -7,6 +7,10 @@ byte each that is made of them. The replay counts one buffer: the value's own, w
 
 What one kernel alone reads is written when Inductor comes to that kernel. Where the plan makes it before another
 kernel, what it is made of would live on until then.
+
+What is concatenated Inductor computes in its place of the whole. If it is read before, or again when nobody needs the
+whole any more, the whole would live as long as its part. So it gets a buffer of its own, if it has one in the plan, or
+else is computed for the whole alone and again for the others.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -14,9 +18,16 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import fx
 
-from graphremat.passes.kinds import problem_kind, replays_from_seed
+from graphremat.passes.kinds import op_name, problem_kind, replays_from_seed
 from graphremat.passes.problem import Kind
-from graphremat.passes.torch_private import SOURCE_OP, WRITE_OUT
+from graphremat.passes.torch_private import (
+    ANY_ORDER,
+    APART,
+    CHANNELS_LAST,
+    COMPUTED_AGAIN,
+    SOURCE_OP,
+    WRITE_OUT,
+)
 
 REALIZE = "inductor_realize_to_strides"
 """Torch's mark in ``node.meta`` for a node whose result Inductor gives a buffer of the traced strides."""
@@ -49,14 +60,61 @@ def keep_buffers(module: fx.GraphModule) -> None:
         readers = list(_kernels_reading(node))
         waits = bool(readers) and min(before[reader] for reader in readers) > before[node]
         if waits or (len(node.users) > 1 and (is_mask(node) or readers)):
-            node.meta[WRITE_OUT if is_image else REALIZE] = True
+            if is_image:
+                node.meta[WRITE_OUT] = CHANNELS_LAST
+            else:
+                node.meta[REALIZE] = True
+    _keep_parts_apart(calls)
+
+
+def _keep_parts_apart(calls: Sequence[fx.Node]) -> None:
+    """Mark the pointwise results that are read before what they are concatenated to is there, or when nobody needs it
+    any more; or else the concatenation."""
+    order = {node: place for place, node in enumerate(calls)}
+    for node in calls:
+        if op_name(node) != "aten.cat":
+            continue
+        inside = problem_kind(node) is Kind.FUSIBLE
+        for part in node.all_input_nodes:
+            is_computed = part.op == "call_function" and problem_kind(part) is Kind.FUSIBLE
+            if not is_computed or part.meta.get(REALIZE):
+                continue
+            reads = [order.get(reader, len(calls)) for reader in _readers(part)]
+            needed = max((order.get(reader, len(calls)) for reader in _readers(node)), default=order[node])
+            if order[node] <= min(reads) and max(reads) <= needed:
+                continue
+            if inside and not any(_kernels_reading(part)):
+                node.meta[COMPUTED_AGAIN] = (*node.meta.get(COMPUTED_AGAIN, ()), part.name)
+            else:
+                part.meta.setdefault(WRITE_OUT, APART)
 
 
 def write_out(module: fx.GraphModule, names: Collection[str]) -> None:
-    """Mark the runs of these nodes of the joint graph: Inductor gives their results buffers (:attr:`Plan.written`)."""
-    for node in module.graph.nodes:
+    """Mark the runs of these nodes of the joint graph: Inductor gives their results buffers (:attr:`Plan.written`).
+
+    Where convolutions alone read one, it is what they read that is written: the gradient of a group norm, say, is
+    computed in another shape than the image's, and would be in memory in both.
+    """
+    for node in list(module.graph.nodes):
         if node.meta.get(SOURCE_OP) in names:
-            node.meta[WRITE_OUT] = True
+            images = _images_of(node)
+            for image in images:
+                image.meta[WRITE_OUT] = CHANNELS_LAST
+            if not images:
+                node.meta[WRITE_OUT] = ANY_ORDER
+
+
+def _images_of(node: fx.Node) -> list[fx.Node]:
+    """What convolutions read of a value: it, or else those of its views; empty if anything besides reads them."""
+    if any(user.target in CONVOLUTIONS for user in node.users):
+        return [node]
+    found: list[fx.Node] = []
+    for user in node.users:
+        images = _images_of(user) if problem_kind(user) is Kind.VIEW else []
+        if not images:
+            return []
+        found += images
+    return found
 
 
 def moves_a_kernel(nodes: Sequence[fx.Node]) -> bool:
@@ -83,11 +141,18 @@ def is_mask(node: fx.Node) -> bool:
 
 def _kernels_reading(node: fx.Node) -> Iterator[fx.Node]:
     """The kernels that read a value, or a view of it."""
+    readers = (user for user in _readers(node) if user.op == "call_function")
+    return (user for user in readers if problem_kind(user) is Kind.KERNEL)
+
+
+def _readers(node: fx.Node) -> Iterator[fx.Node]:
+    """What reads a value or a view of it, the graph's output included."""
     for user in node.users:
-        kind = problem_kind(user)
-        if user.op != "call_function" or user.meta.get("val") is None:
-            continue
-        if kind is Kind.KERNEL:
+        if user.op != "call_function":
             yield user
-        elif kind is Kind.VIEW:
-            yield from _kernels_reading(user)
+        elif user.meta.get("val") is None:
+            continue
+        elif problem_kind(user) is Kind.VIEW:
+            yield from _readers(user)
+        else:
+            yield user

@@ -25,6 +25,10 @@ from typing import Any
 GIB = 2**30
 MIB = 2**20
 
+BLOCK_BYTES = {"cuda": 512}
+"""Granularity of the allocator by kind of device: CUDA's caching allocator hands out blocks of 512 bytes
+(``kMinBlockSize`` of ``c10/cuda/CUDACachingAllocator.cpp``)."""
+
 MATMUL_EFFICIENCY = 0.75
 """Share of the dense peak that large library matmuls reach on GPUs. Published bf16 measurements with torch: A100 247
 of 312 TFLOP/s (0.79), B200 1,696 of 2,250 (0.75); the lower is taken. Not measured by us."""
@@ -80,6 +84,11 @@ class Device:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "flops_per_second", MappingProxyType(dict(self.flops_per_second)))
+
+    @property
+    def block_bytes(self) -> int:
+        """What the bytes of a storage are a multiple of."""
+        return BLOCK_BYTES.get(self.kind, 1)
 
     def matmul_flops_per_second(self, dtype: str) -> float:
         """FLOP/s that large matmuls of this dtype name reach; an unlisted dtype runs as float32."""

@@ -37,8 +37,9 @@ from graphremat.passes.sizes import evaluate
 def peak_formula(problem: Problem, plan: Plan) -> str:
     """The most bytes alive during ``plan``, as :func:`graphremat.passes.sizes.evaluate` reads it.
 
-    It is exact but for one thing: a kernel that may write over an operand of the same size is seen to do so where the
-    sizes are the same by their formulas, and not where they happen to be for some numbers.
+    It is exact but for two things: a kernel that may write over an operand of the same size is seen to do so where the
+    sizes are the same by their formulas, and not where they happen to be for some numbers. A device's blocks are left
+    out where sizes are symbolic, and counted where they are fixed.
     """
     names = {name: sympy.Symbol(name, integer=True, nonnegative=True) for name in problem.symbols}
     texts = list(dict.fromkeys(s.size for s in problem.storages if s.size))

@@ -52,6 +52,8 @@ BLOCKS_A_SEGMENT = (1, 2, 4, 8)
 """Blocks of the network in one checkpoint, of the plans that stand for what users do by hand."""
 WRAPPED_SHARES = (0.25, 0.5, 0.75)
 """Of the blocks, the first ones: those whose values live longest; the others are left as they are."""
+ASKED = 8
+"""Plans of the lowest peaks that are asked whether they go lower where more is written out."""
 TARGETS = 12
 """Peaks below the lowest known one that are tried."""
 
@@ -221,9 +223,10 @@ def _chain_plans(
 
 
 def _go_lower(problem: Problem, found: list[Candidate], written: tuple[int, ...]) -> bool:
-    """Whether the lowest plan is lower still where the backward writes out ``written``."""
-    lowest = min(found, key=lambda c: c.replay.peak_bytes)
-    return judge(problem, replace(lowest.plan, written=written)).replay.peak_bytes < lowest.replay.peak_bytes
+    """Whether one of the lowest plans is lower than all are where the backward writes out ``written``."""
+    lowest = sorted(found, key=lambda c: c.replay.peak_bytes)[:ASKED]
+    least = lowest[0].replay.peak_bytes
+    return any(judge(problem, replace(c.plan, written=written)).replay.peak_bytes < least for c in lowest)
 
 
 def with_free_traffic(problem: Problem) -> Problem:

@@ -156,7 +156,7 @@ class Problem:
 
     ``fuses`` tells whether the lowering joins ops into kernels. ``groups`` tells whether all that runs between two
     kernels of their own is one function besides, as Inductor has it on a CPU: what any of it reads or writes is alive
-    until all of it has run.
+    until all of it has run. The bytes of a storage are a multiple of ``block_bytes``, as the device's allocator has it.
     """
 
     storages: tuple[Storage, ...]
@@ -166,6 +166,7 @@ class Problem:
     backward_outputs: tuple[int, ...]
     fuses: bool = True
     groups: bool = False
+    block_bytes: int = 1
 
     @cached_property
     def input_bytes(self) -> int:
@@ -292,7 +293,8 @@ class Problem:
         """
         if not self.symbols:
             return self
-        bytes_of = {text: max(0, evaluate(text, sizes)) for text in {s.size for s in self.storages} if text}
+        texts = {s.size for s in self.storages if s.size}
+        bytes_of = {text: in_blocks(max(0, evaluate(text, sizes)), self.block_bytes) for text in texts}
         storages = (replace(s, size_bytes=bytes_of[s.size]) if s.size else s for s in self.storages)
         return replace(self, storages=tuple(storages))
 
@@ -302,6 +304,7 @@ class Problem:
             "format": FORMAT,
             "fuses": self.fuses,
             "groups": self.groups,
+            "block_bytes": self.block_bytes,
             "forward_outputs": self.forward_outputs,
             "backward_outputs": self.backward_outputs,
             "storages": [asdict(s) for s in self.storages],
@@ -339,7 +342,17 @@ class Problem:
             backward_outputs=tuple(body["backward_outputs"]),
             fuses=body["fuses"],
             groups=body.get("groups", False),
+            block_bytes=body.get("block_bytes", 1),
         )
+
+
+def in_blocks(size_bytes: int, block_bytes: int) -> int:
+    """Bytes rounded up to whole blocks.
+
+    >>> in_blocks(513, 512), in_blocks(512, 512), in_blocks(0, 512), in_blocks(513, 1)
+    (1024, 512, 0, 513)
+    """
+    return -(-size_bytes // block_bytes) * block_bytes
 
 
 def check_problem(problem: Problem) -> None:
@@ -380,7 +393,8 @@ def check_problem(problem: Problem) -> None:
 class Builder:
     """Builds a :class:`Problem` op by op; used by the FX reader and by tests. Values are returned as indices."""
 
-    def __init__(self, *, fuses: bool = True, groups: bool = False) -> None:
+    def __init__(self, *, fuses: bool = True, groups: bool = False, block_bytes: int = 1) -> None:
+        self._block_bytes = block_bytes
         self._storages: list[Storage] = []
         self._values: list[Value] = []
         self._ops: list[Op] = []
@@ -389,7 +403,7 @@ class Builder:
 
     def storage(self, name: str, size_bytes: int, holder: Holder = Holder.GRAPH, size: str = "") -> int:
         """Add a storage and return its index."""
-        self._storages.append(Storage(name, int(size_bytes), holder, size))
+        self._storages.append(Storage(name, in_blocks(int(size_bytes), self._block_bytes), holder, size))
         return len(self._storages) - 1
 
     def value(self, name: str, storage: int, *, label: str = "", module: str = "", source: str = "") -> int:
@@ -466,6 +480,7 @@ class Builder:
             tuple(backward_outputs),
             self._fuses,
             self._groups,
+            self._block_bytes,
         )
         check_problem(problem)
         return problem

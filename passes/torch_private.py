@@ -732,40 +732,77 @@ def draws_four_numbers(source: str) -> bool:
 
 
 WRITE_OUT = "graphremat_write_out"
-"""In a node's meta: its result gets a buffer of its own (:func:`results_written_out`)."""
+"""In a node's meta: its result gets a buffer of its own (:func:`results_written_out`), in one of these orders."""
+ANY_ORDER = "in the order that Inductor prefers"
+CHANNELS_LAST = "with the channels last, where convolutions are computed so"
+APART = "in that order, and not as a part of a concatenation"
+COMPUTED_AGAIN = "graphremat_computed_again"
+"""In a node's meta: names of the pointwise operands that are computed for it alone (:func:`results_written_out`)."""
 
 
 @contextmanager
-def results_written_out(marked: Sequence[str]) -> Iterator[None]:
-    """A context in which Inductor gives a buffer to the result of each node with the mark :data:`WRITE_OUT`, images in
-    the order of their convolutions. ``marked`` are the nodes' names, by which its cache tells graphs apart.
+def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
+    """A context in which Inductor gives a buffer to the result of each node with the mark :data:`WRITE_OUT`, and
+    computes anew what the mark :data:`COMPUTED_AGAIN` says. Its cache tells graphs apart by these marks.
 
     Relied on: ``GraphLowering.run_node`` gives the ``TensorBox`` of a node, whose ``realize`` gives it a buffer, unless
     it is a view, which ``ExternKernel.copy_input`` copies. Where ``GraphLowering.layout_opt`` is true, convolutions are
     computed with the channels last, and an image that has a buffer in another order is copied for them. Inductor's own
-    mark ("inductor_realize_to_strides") demands the traced order, which is that other one.
+    mark ("inductor_realize_to_strides") demands the traced order, which is that other one. ``ConcatKernel`` computes in
+    place what has no fixed layout yet, which ``ComputedBuffer.decide_layout`` gives it. A pointwise result without a
+    buffer is a ``Pointwise`` in a ``StorageBox``: in another box it is another result; with a buffer it is left apart.
     """
     from torch._inductor.graph import GraphLowering
-    from torch._inductor.ir import NHWC_STRIDE_ORDER, BaseView, ExternKernel, IRNode, TensorBox
+    from torch._inductor.ir import (
+        NHWC_STRIDE_ORDER,
+        BaseView,
+        ComputedBuffer,
+        ExternKernel,
+        IRNode,
+        Pointwise,
+        StorageBox,
+        TensorBox,
+    )
     from torch.utils._ordered_set import OrderedSet
 
+    keys = (WRITE_OUT, COMPUTED_AGAIN)
+    marks = [f"{node.name} {node.meta[key]}" for node in gm.graph.nodes for key in keys if key in node.meta]
+    if not marks:
+        yield
+        return
     lower = GraphLowering.run_node
 
     def run_node(self: Any, node: torch.fx.Node) -> object:
-        result = lower(self, node)
+        again = {}
+        for operand in node.all_input_nodes:
+            if operand.name not in node.meta.get(COMPUTED_AGAIN, ()) or not isinstance(
+                self.env[operand], TensorBox
+            ):
+                continue
+            box = self.env[operand].data
+            if isinstance(box, StorageBox) and isinstance(box.data, Pointwise):
+                again[operand] = TensorBox(StorageBox(box.data))
+            elif isinstance(box, StorageBox) and isinstance(box.data, ComputedBuffer):
+                box.data.decide_layout()
+        with patch.dict(self.env, again):
+            result = lower(self, node)
         if not node.meta.get(WRITE_OUT) or not isinstance(result, TensorBox):
             return result
         with IRNode.current_origins(OrderedSet([node])):  # by which the fence knows what the copy is
             if isinstance(result.data, BaseView):
                 result = ExternKernel.copy_input(result)
             result.realize()
-            is_image = self.layout_opt and len(result.get_size()) == len(NHWC_STRIDE_ORDER)
-            return ExternKernel.require_stride_order(result, NHWC_STRIDE_ORDER) if is_image else result
+            if node.meta[WRITE_OUT] == APART and isinstance(made := result.data.data, ComputedBuffer):
+                made.decide_layout()
+            is_image = len(result.get_size()) == len(NHWC_STRIDE_ORDER)
+            if self.layout_opt and is_image and node.meta[WRITE_OUT] == CHANNELS_LAST:
+                return ExternKernel.require_stride_order(result, NHWC_STRIDE_ORDER)
+            return result
 
     tag = torch.compiler.config.cache_key_tag
     with (
         patch.object(GraphLowering, "run_node", run_node),
-        torch.compiler.config.patch(cache_key_tag=f"{tag} writes out {' '.join(marked)}"),  # type: ignore[attr-defined]
+        torch.compiler.config.patch(cache_key_tag=f"{tag} writes out {' '.join(marks)}"),  # type: ignore[attr-defined]
     ):
         yield
 

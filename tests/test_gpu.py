@@ -6,9 +6,9 @@ from torch import Tensor
 
 import graphremat
 from bench.keep_budget import Bench, Setting, storage_bytes
-from graphremat.candidates import ROUNDING_BYTES
 from graphremat.device_memory import cublas_workspace_bytes
 from graphremat.measure import gradient_error, measure_peak
+from graphremat.passes.devices import BLOCK_BYTES
 from graphremat.passes.torch_private import cuda_graphs, max_autotune
 
 pytestmark = [
@@ -30,7 +30,7 @@ def measured_peak(bench: Bench, call: object) -> int:
     """Parameters, buffers, batch and what the step adds, in the allocator's blocks."""
     held = [*bench.case.model.parameters(), *bench.case.model.buffers(), *bench.case.inputs]
     peak = measure_peak(lambda: bench.step(call), clear=bench.clear, device="cuda")  # type: ignore[arg-type]
-    return peak.peak_bytes + storage_bytes(held, ROUNDING_BYTES["cuda"])
+    return peak.peak_bytes + storage_bytes(held, BLOCK_BYTES["cuda"])
 
 
 @pytest.mark.parametrize("budget", [None, 0.3])
@@ -145,5 +145,5 @@ def test_a_cuda_graph_records_no_more_than_the_budget() -> None:
     assert report.recomputed_ops > 0
     assert report.budget_bytes is not None
     workspace = cublas_workspace_bytes(torch.device("cuda"))
-    batch = storage_bytes(bench.case.inputs, ROUNDING_BYTES["cuda"])
+    batch = storage_bytes(bench.case.inputs, BLOCK_BYTES["cuda"])
     assert 0 < peaks[1] <= report.budget_bytes - report.input_bytes + workspace + batch
