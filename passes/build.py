@@ -109,7 +109,9 @@ class _Reader:
         self._code_for_cpu = self._on_cpu and (runs_here or device.kind == "cpu")
         self._joined_reads = JoinedReads(size_hint) if fuses and device.kind == "cuda" else None
         self._builder = Builder(
-            fuses=fuses, groups=fuses and self._code_for_cpu, block_bytes=device.block_bytes
+            fuses=fuses,
+            groups=fuses and self._code_for_cpu,
+            block_bytes=1 if self._code_for_cpu else device.block_bytes,
         )
 
     def read(self, node: fx.Node) -> None:

@@ -772,19 +772,20 @@ def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
         return
     lower = GraphLowering.run_node
 
-    def run_node(self: Any, node: torch.fx.Node) -> object:
-        again = {}
+    def operands_anew(env: dict[torch.fx.Node, Any], node: torch.fx.Node) -> dict[torch.fx.Node, Any]:
+        anew = {}
         for operand in node.all_input_nodes:
-            if operand.name not in node.meta.get(COMPUTED_AGAIN, ()) or not isinstance(
-                self.env[operand], TensorBox
-            ):
-                continue
-            box = self.env[operand].data
-            if isinstance(box, StorageBox) and isinstance(box.data, Pointwise):
-                again[operand] = TensorBox(StorageBox(box.data))
-            elif isinstance(box, StorageBox) and isinstance(box.data, ComputedBuffer):
-                box.data.decide_layout()
-        with patch.dict(self.env, again):
+            box = env[operand].data if operand.name in node.meta.get(COMPUTED_AGAIN, ()) else None
+            made = box.data if isinstance(box, StorageBox) else None
+            if isinstance(made, Pointwise):
+                anew[operand] = TensorBox(StorageBox(made))
+            elif isinstance(made, ComputedBuffer):
+                made.decide_layout()
+        return anew
+
+    def run_node(self: Any, node: torch.fx.Node) -> object:
+        operands = operands_anew(self.env, node)
+        with patch.dict(self.env, operands) if operands else nullcontext():
             result = lower(self, node)
         if not node.meta.get(WRITE_OUT) or not isinstance(result, TensorBox):
             return result
@@ -792,7 +793,8 @@ def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
             if isinstance(result.data, BaseView):
                 result = ExternKernel.copy_input(result)
             result.realize()
-            if node.meta[WRITE_OUT] == APART and isinstance(made := result.data.data, ComputedBuffer):
+            made = result.data.data if isinstance(result.data, StorageBox) else None
+            if node.meta[WRITE_OUT] == APART and isinstance(made, ComputedBuffer):
                 made.decide_layout()
             is_image = len(result.get_size()) == len(NHWC_STRIDE_ORDER)
             if self.layout_opt and is_image and node.meta[WRITE_OUT] == CHANNELS_LAST:

@@ -24,7 +24,7 @@ from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Kind, Phase, Problem
 from graphremat.passes.replay import Replay, replay
 from graphremat.passes.scratch import channels_last
-from graphremat.passes.torch_private import WRITE_OUT
+from graphremat.passes.torch_private import APART, WRITE_OUT
 from graphremat.tracing import trace_step
 from graphremat.units import parse_bytes
 
@@ -102,6 +102,13 @@ def test_gradients_around_residual_blocks_are_written_out_and_images_lie_in_one_
     assert held.generated_peak_bytes > 1.1 * held.planned_peak_bytes
     monkeypatch.setattr(planner, "worth_writing", lambda _: ())
     assert planned(case.model, case.inputs, **lowest).generated_peak_bytes > 1.1 * report.generated_peak_bytes
+
+
+def test_the_gradient_of_a_group_norm_is_in_memory_once() -> None:
+    """It is computed in groups of channels, and the convolution before it reads it as an image."""
+    case = NETWORKS["unet"].build("tiny")
+    report = planned(case.model, case.inputs, memory_budget=0.0, device_costs="A100-40GB")
+    assert report.generated_peak_bytes <= 1.01 * report.planned_peak_bytes
 
 
 def test_the_gradient_of_a_concatenation_does_not_wait_for_the_part_that_goes_around(
@@ -239,6 +246,23 @@ def test_images_lie_in_the_order_of_the_convolution_that_reads_them_and_others_a
     gm = traced(function, (2, 2, 3, 3), (2, 2, 1, 1))
     assert marked(gm) == {"relu_default_1"}
     assert {node.name for node in gm.graph.nodes if node.meta.get(WRITE_OUT)} == {"relu_default"}
+
+
+def test_a_part_of_a_concatenation_that_is_read_without_it_is_not_computed_in_it() -> None:
+    """The whole would live as long as the part. What the concatenation alone reads may lie in it."""
+    aten: Any = torch.ops.aten
+
+    def function(image: Tensor, kernel: Tensor) -> Any:
+        alone, before, behind = (op.default(image) for op in (aten.exp, aten.tanh, aten.relu))
+        first = aten.avg_pool2d.default(before, [2, 2])
+        whole = aten.cat.default([alone, before, behind], 1)
+        out = aten.convolution.default(whole, kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        return first, out, aten.avg_pool2d.default(behind, [2, 2])
+
+    gm = traced(function, (2, 2, 4, 4), (2, 6, 1, 1))
+    assert marked(gm) == set()
+    apart = {node.name for node in gm.graph.nodes if node.meta.get(WRITE_OUT) == APART}
+    assert apart == {"tanh_default", "relu_default"}
 
 
 def test_what_waits_for_its_kernel_behind_another_gets_a_buffer_where_it_is_made() -> None:
