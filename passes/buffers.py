@@ -69,7 +69,7 @@ def keep_buffers(module: fx.GraphModule) -> None:
 
 def _keep_parts_apart(calls: Sequence[fx.Node]) -> None:
     """Mark the pointwise results that are read before what they are concatenated to is there, or when nobody needs it
-    any more; or else the concatenation."""
+    any more; or else the concatenation. Constants, of which many share one, are left alone."""
     order = {node: place for place, node in enumerate(calls)}
     for node in calls:
         if op_name(node) != "aten.cat":
@@ -77,7 +77,7 @@ def _keep_parts_apart(calls: Sequence[fx.Node]) -> None:
         inside = problem_kind(node) is Kind.FUSIBLE
         for part in node.all_input_nodes:
             is_computed = part.op == "call_function" and problem_kind(part) is Kind.FUSIBLE
-            if not is_computed or part.meta.get(REALIZE):
+            if not is_computed or not part.all_input_nodes or part.meta.get(REALIZE):
                 continue
             reads = [order.get(reader, len(calls)) for reader in _readers(part)]
             needed = max((order.get(reader, len(calls)) for reader in _readers(node)), default=order[node])

@@ -254,12 +254,13 @@ def test_a_part_of_a_concatenation_that_is_read_without_it_is_not_computed_in_it
 
     def function(image: Tensor, kernel: Tensor) -> Any:
         alone, before, behind = (op.default(image) for op in (aten.exp, aten.tanh, aten.relu))
-        first = aten.avg_pool2d.default(before, [2, 2])
-        whole = aten.cat.default([alone, before, behind], 1)
+        constant = aten.full.default([2, 2, 4, 4], 0.0)
+        first = aten.avg_pool2d.default(before, [2, 2]), aten.avg_pool2d.default(constant, [2, 2])
+        whole = aten.cat.default([alone, before, behind, constant], 1)
         out = aten.convolution.default(whole, kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
         return first, out, aten.avg_pool2d.default(behind, [2, 2])
 
-    gm = traced(function, (2, 2, 4, 4), (2, 6, 1, 1))
+    gm = traced(function, (2, 2, 4, 4), (2, 8, 1, 1))
     assert marked(gm) == set()
     apart = {node.name for node in gm.graph.nodes if node.meta.get(WRITE_OUT) == APART}
     assert apart == {"tanh_default", "relu_default"}
