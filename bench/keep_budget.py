@@ -40,7 +40,8 @@ from bench.networks import NETWORKS, Case
 from bench.sources import digest_of
 from graphremat.errors import GraphrematError
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
-from graphremat.passes.devices import BLOCK_BYTES
+from graphremat.passes.devices import block_bytes
+from graphremat.passes.sizes import rounded_up
 from graphremat.passes.torch_private import one_number_at_a_time
 
 MIB = 2.0**20
@@ -57,7 +58,7 @@ def sources_digest() -> str:
 def storage_bytes(tensors: Sequence[Tensor], rounding: int = 1) -> int:
     """Bytes of the distinct storages behind the tensors, each rounded up as the allocator does."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage() for tensor in tensors}
-    return sum(-(-storage.nbytes() // rounding) * rounding for storage in storages.values())
+    return sum(rounded_up(storage.nbytes(), rounding) for storage in storages.values())
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Bench:
         start = time.perf_counter()
         gradients, buffers = self.first_step(call)
         compile_seconds = time.perf_counter() - start
-        rounding = BLOCK_BYTES.get(torch.device(self.device).type, 1)
+        rounding = block_bytes(torch.device(self.device).type)
         inputs_bytes = storage_bytes([*_tensors_of(self.case.model), *self.case.inputs], rounding)
         error = gradient_error(self.reference[0], gradients)
         buffer_error = gradient_error(self.reference[1], buffers)

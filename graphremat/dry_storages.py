@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from graphremat.errors import PlanningError
 from graphremat.lowering import SymbolSpec, TensorSpec, describe_inputs, placeholder_values
 from graphremat.passes.scratch import scratch_bytes, spare_bytes
+from graphremat.passes.sizes import rounded_up
 from graphremat.passes.torch_private import HigherOrderOperator, disable_current_modes, storage_key
 
 Phase: TypeAlias = Literal["inputs", "forward", "backward"]
@@ -54,7 +55,7 @@ class StorageLog:
         if key in self._alive:
             return
         storage = tensor.untyped_storage()
-        size = -(-(storage.nbytes() + spare) // self.round_to_bytes) * self.round_to_bytes
+        size = rounded_up(storage.nbytes() + spare, self.round_to_bytes)
         serial = len(self.names)
         self.names.append(name)
         self.sizes.append(size if device_type == self.device_type else 0)

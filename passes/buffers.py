@@ -95,7 +95,7 @@ def write_out(module: fx.GraphModule, names: Collection[str]) -> None:
     Where convolutions alone read one, it is what they read that is written: the gradient of a group norm, say, is
     computed in another shape than the image's, and would be in memory in both.
     """
-    for node in list(module.graph.nodes):
+    for node in module.graph.nodes:
         if node.meta.get(SOURCE_OP) in names:
             images = _images_of(node)
             for image in images:

@@ -42,6 +42,11 @@ KERNEL_SECONDS = 4e-6
 a planner only needs it to be about right, since it matters for tiny kernels alone."""
 
 
+def block_bytes(device_type: str) -> int:
+    """What the bytes of a storage are a multiple of on devices of torch's type ``"cuda"``, ``"cpu"``, ..."""
+    return BLOCK_BYTES.get(device_type, 1)
+
+
 class UnknownDevice(ValueError):
     """A device name is in no table; the message names the nearest known ones."""
 
@@ -88,7 +93,7 @@ class Device:
     @property
     def block_bytes(self) -> int:
         """What the bytes of a storage are a multiple of."""
-        return BLOCK_BYTES.get(self.kind, 1)
+        return block_bytes(self.kind)
 
     def matmul_flops_per_second(self, dtype: str) -> float:
         """FLOP/s that large matmuls of this dtype name reach; an unlisted dtype runs as float32."""

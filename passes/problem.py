@@ -27,7 +27,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from graphremat.passes.sizes import evaluate, symbols_of
+from graphremat.passes.sizes import evaluate, rounded_up, symbols_of
 
 FORMAT = 1
 """Version of the JSON form; raised whenever an old dump would be misread."""
@@ -294,7 +294,7 @@ class Problem:
         if not self.symbols:
             return self
         texts = {s.size for s in self.storages if s.size}
-        bytes_of = {text: in_blocks(max(0, evaluate(text, sizes)), self.block_bytes) for text in texts}
+        bytes_of = {text: rounded_up(max(0, evaluate(text, sizes)), self.block_bytes) for text in texts}
         storages = (replace(s, size_bytes=bytes_of[s.size]) if s.size else s for s in self.storages)
         return replace(self, storages=tuple(storages))
 
@@ -346,15 +346,6 @@ class Problem:
         )
 
 
-def in_blocks(size_bytes: int, block_bytes: int) -> int:
-    """Bytes rounded up to whole blocks.
-
-    >>> in_blocks(513, 512), in_blocks(512, 512), in_blocks(0, 512), in_blocks(513, 1)
-    (1024, 512, 0, 513)
-    """
-    return -(-size_bytes // block_bytes) * block_bytes
-
-
 def check_problem(problem: Problem) -> None:
     """Raise ValueError unless every index is in range, operands come before readers and sizes are not negative."""
     written: set[int] = {i for i, v in enumerate(problem.values) if v.producer < 0}
@@ -403,7 +394,7 @@ class Builder:
 
     def storage(self, name: str, size_bytes: int, holder: Holder = Holder.GRAPH, size: str = "") -> int:
         """Add a storage and return its index."""
-        self._storages.append(Storage(name, in_blocks(int(size_bytes), self._block_bytes), holder, size))
+        self._storages.append(Storage(name, rounded_up(int(size_bytes), self._block_bytes), holder, size))
         return len(self._storages) - 1
 
     def value(self, name: str, storage: int, *, label: str = "", module: str = "", source: str = "") -> int:

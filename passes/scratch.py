@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from graphremat.passes.sizes import rounded_up
 from graphremat.passes.torch_private import (
     MemoryEvent,
     disable_current_modes,
@@ -181,12 +182,8 @@ def _flash_attention_backward(args: Sequence[Any]) -> int:
 def _flash_attention_backward_on_cuda(args: Sequence[Any]) -> int:
     query = args[1]
     batch, heads, length, width = query.shape
-    rows = batch * heads * _rounded_up(length, 128)
-    return int(rows * (_rounded_up(width, 32 if width <= 128 else 64) + 1) * 4)
-
-
-def _rounded_up(number: int, step: int) -> int:
-    return -(-number // step) * step
+    rows = batch * heads * rounded_up(length, 128)
+    return int(rows * (rounded_up(width, 32 if width <= 128 else 64) + 1) * 4)
 
 
 def _blocks(query: torch.Tensor, key: torch.Tensor) -> tuple[int, int]:

@@ -51,6 +51,15 @@ for _functions in (_OF_NUMBERS, _OF_SYMBOLS):  # as sympy writes them
     _functions |= {"Max": _functions["max"], "Min": _functions["min"]}
 
 
+def rounded_up(number: int, step: int) -> int:
+    """The next multiple of ``step``, or the number if it is one.
+
+    >>> rounded_up(513, 512), rounded_up(512, 512), rounded_up(0, 512), rounded_up(513, 1)
+    (1024, 512, 0, 513)
+    """
+    return -(-number // step) * step
+
+
 def symbols_of(text: str) -> frozenset[str]:
     """The names of the symbols in a size."""
     return frozenset(

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 
-from graphremat.passes.problem import Builder, Kind, Op, Phase, Problem, check_problem
+from graphremat.passes.problem import Builder, Holder, Kind, Op, Phase, Problem, check_problem
 from graphremat.passes.testing import chain
 from tests.passes.problems import problems
 
@@ -17,6 +17,18 @@ def test_json_round_trip(problem: Problem) -> None:
 def test_json_of_another_format_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a problem of format"):
         Problem.from_json(text)
+
+
+def test_storages_are_whole_blocks_of_the_devices_allocator_whatever_the_size() -> None:
+    b = Builder(block_bytes=512)
+    x = b.value("x", b.storage("x", 80, Holder.CALLER, "10*s0"))
+    h = b.op("h", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=513)
+    g = b.op("g", [b.tangent("t", 0), h], Kind.KERNEL, Phase.BACKWARD, size_bytes=512)
+    problem = b.build([h], [g])
+    assert [s.size_bytes for s in problem.storages] == [512, 1024, 0, 512]
+    again = Problem.from_json(problem.to_json())
+    assert again == problem
+    assert [s.size_bytes for s in again.at_sizes({"s0": 60}).storages] == [1024, 1024, 0, 512]
 
 
 def test_base_looks_through_views() -> None:
