@@ -15,10 +15,10 @@ from bench.against_revolve import compare
 from bench.random_problems import random_problem
 from graphremat.passes.cut import NoCut
 from graphremat.passes.frontier import Candidate, Frontier, judge, with_recomputation_in_order
-from graphremat.passes.planner import made_beside_saved, plan_frontier, with_exact
+from graphremat.passes.planner import descended, made_beside_saved, plan_frontier, with_exact
 from graphremat.passes.problem import Builder, Kind, Op, Phase, Problem
 from graphremat.passes.schedule import Forget, Make, Run, schedule
-from graphremat.passes.search import remakes_saved
+from graphremat.passes.search import Search, remakes_saved
 from graphremat.passes.stages import cut_out, find_stages
 from graphremat.passes.testing import chain
 from tests.passes.brute_force import best_seconds, lowest_peak
@@ -168,6 +168,24 @@ def test_the_exact_solver_finds_no_plan_where_there_is_none() -> None:
     assert tried.under(below) is None
     assert tried.proof is not None
     assert tried.proof.bound_seconds == math.inf
+
+
+@pytest.mark.parametrize(("length", "internal"), [(12, 0), (8, 2)])
+def test_the_descent_alone_goes_most_of_the_way_to_the_lowest_peak(length: int, internal: int) -> None:
+    problem = chain(length, internal=internal)
+    made = [w for op in problem.ops if op.phase is Phase.FORWARD for w in op.writes]
+    everything = judge(problem, schedule(problem, made))
+    lowest = plan_frontier(problem, most_recomputations=None).candidates[-1].replay.peak_bytes
+    found = descended(Search(problem, most_looks=2_000, width=3), [everything], floor_bytes=0)
+    assert all(c.replay.peak_bytes == judge(problem, c.plan).replay.peak_bytes for c in found)
+    start, reached = everything.replay.peak_bytes, min(c.replay.peak_bytes for c in found)
+    assert lowest <= reached <= start - 0.8 * (start - lowest)
+
+
+def test_a_descent_without_looks_finds_nothing() -> None:
+    problem = chain(6)
+    plans = plan_frontier(problem).candidates
+    assert descended(Search(problem, most_looks=0), list(plans), floor_bytes=0) == []
 
 
 def test_what_nothing_reads_is_not_made() -> None:
