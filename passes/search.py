@@ -100,6 +100,7 @@ class Search:
         self._size = [problem.graph_bytes(value.storage) for value in problem.values]
         self._backward = backward_ops(problem)
         self._known: dict[Retention, State | None] = {}
+        self._near: dict[tuple[Retention, int, frozenset[Moment]], list[tuple[int, State]]] = {}
         self._savable = frozenset(
             v
             for v, value in enumerate(problem.values)
@@ -241,17 +242,31 @@ class Search:
         for _ in range(DEPTH):
             reached: list[tuple[int, State]] = []
             for origin in beam:
-                for retention in self._moves(origin, budget_bytes, tabu):
-                    offered = self.look(retention)
-                    if offered is not None and id(offered) not in seen:
+                for left, offered in self._neighbours(origin, budget_bytes, tabu):
+                    if id(offered) not in seen:
                         seen.add(id(offered))
-                        reached.append((self.overshoot(offered, budget_bytes), offered))
+                        reached.append((left, offered))
             better = [(left, s) for left, s in reached if left < overshoot]
             if better:
                 return min(better, key=lambda r: _order(rule, state, overshoot, *r))[1]
             reached.sort(key=lambda r: (r[0], r[1].rank))
             beam = [s for _, s in reached[:BEAM]]
         return None
+
+    def _neighbours(
+        self, state: State, budget_bytes: int, tabu: frozenset[Moment]
+    ) -> list[tuple[int, State]]:
+        """The states one move away, each with its overshoot. The rules ask for the same ones, so they are kept, if all
+        of them could be looked at."""
+        key = state.retention, budget_bytes, tabu
+        known = self._near.get(key)
+        if known is not None:
+            return known
+        states = [self.look(retention) for retention in self._moves(state, budget_bytes, tabu)]
+        found = [(self.overshoot(s, budget_bytes), s) for s in states if s is not None]
+        if not self.ended:
+            self._near[key] = found
+        return found
 
     def _moves(self, state: State, budget_bytes: int, tabu: frozenset[Moment]) -> list[Retention]:
         """Retentions one move away that may lower a moment over the budget."""
