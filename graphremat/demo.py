@@ -4,11 +4,8 @@ The model is trained with the fastest plan and under three tighter budgets, each
 batches, and one table says what was promised and what was measured. Run it with ``python -m graphremat demo``.
 """
 
-import os
 import statistics
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +20,7 @@ from torch import Tensor, nn
 import graphremat
 from graphremat.byte_model import ByteModel, Size, batches, corpus, new_model
 from graphremat.errors import GraphrematError
-from graphremat.measure import Timing, gradient_error, measure_peak, time_interleaved
+from graphremat.measure import Timing, fresh_cache, gradient_error, measure_peak, time_interleaved
 from graphremat.report import Report
 from graphremat.units import format_bytes
 
@@ -141,21 +138,6 @@ def run_all(
             steps[name] = _timed_step(compiled, model, data[0])
     console.print("timing a step of each, in turns")
     return runs, time_interleaved(steps, rounds=TIMED_ROUNDS)
-
-
-@contextmanager
-def fresh_cache() -> Iterator[None]:
-    """Give Inductor an empty cache: a graph from an old one is not planned again, and has no report."""
-    variable = "TORCHINDUCTOR_CACHE_DIR"
-    before = os.environ.get(variable)
-    with tempfile.TemporaryDirectory(prefix="graphremat-demo-") as folder:
-        os.environ[variable] = folder
-        try:
-            yield
-        finally:
-            os.environ.pop(variable)
-            if before is not None:
-                os.environ[variable] = before
 
 
 def _loss_shower(progress: Progress, task: TaskID) -> Callable[[float], None]:

@@ -7,7 +7,7 @@ overwrite saved tensors that alias no input, no user output and no gradient. The
 :func:`graphremat.passes.torch_private.inductor_wrapper_code`.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
@@ -108,6 +108,7 @@ def generate_step_code(
     num_forward_outputs: int | None = None,
     fenced: bool = False,
     draft: bool = False,
+    on_final_code: Callable[[str], None] = lambda _: None,
 ) -> tuple[GeneratedCode, GeneratedCode]:
     """The wrappers of a partitioned step, the backward lowered for the strides that the forward produces.
 
@@ -117,6 +118,7 @@ def generate_step_code(
         num_forward_outputs: how many of the forward's outputs AOTAutograd gets before the saved values (mutated
             inputs, user outputs, intermediate bases); by default the user's outputs after the mutated inputs.
         fenced, draft: as for :func:`generate_code`.
+        on_final_code: called with the wrapper of each graph as soon as it is there, if it can be compiled as it is.
 
     Raises:
         PlanningError: Inductor is configured to generate no Python wrapper.
@@ -129,13 +131,18 @@ def generate_step_code(
         fenced=fenced,
         draft=draft,
     )
+    if forward_code.lowered:
+        on_final_code(forward_code.source)
     if num_forward_outputs is None:
         num_forward_outputs = first_user_output(forward.graph) + user_visible_outputs
     donated = donated_inputs(forward, backward, num_forward_outputs)
     values = restrided_values(forward, backward, forward_code.output_strides, num_forward_outputs)
-    return forward_code, generate_code(
+    backward_code = generate_code(
         backward, values, is_backward=True, donated=donated, fenced=fenced, draft=draft
     )
+    if backward_code.lowered:
+        on_final_code(backward_code.source)
+    return forward_code, backward_code
 
 
 def generate_code(

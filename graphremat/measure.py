@@ -14,7 +14,9 @@ Two mistakes are easy to make, and both are guarded against here:
 
 import gc
 import math
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +26,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from graphremat.errors import GraphrematError
-from graphremat.passes.torch_private import MemoryEvent, profiled_memory_events
+from graphremat.passes.torch_private import MemoryEvent, forget_compiled, profiled_memory_events
 
 MAX_MEASURED_RUNS = 4
 """How often a step is run to see two runs in a row with equal bytes: the first may fill caches for later ones."""
@@ -278,3 +280,20 @@ def gradient_error(
     if reference_squared == 0.0:
         return 0.0 if difference_squared == 0.0 else math.inf
     return math.sqrt(difference_squared / reference_squared)
+
+
+@contextmanager
+def fresh_cache() -> Iterator[None]:
+    """Give Inductor an empty cache: a graph from an old one is not planned again, and has no report."""
+    variable = "TORCHINDUCTOR_CACHE_DIR"
+    before = os.environ.get(variable)
+    with tempfile.TemporaryDirectory(prefix="graphremat-", ignore_cleanup_errors=True) as folder:
+        os.environ[variable] = folder
+        forget_compiled()
+        try:
+            yield
+        finally:
+            forget_compiled()
+            os.environ.pop(variable)
+            if before is not None:
+                os.environ[variable] = before

@@ -266,11 +266,17 @@ def partition(
         dumps.write("15-cut.md", lambda: cut_table(problem))
         dumps.write("20-frontier.md", lambda: frontier_table(frontier))
     lowering = Lowering(options, joint, problem, index, num_user_outputs, torchs if torchs_plan else None)
+    looks_once = not isinstance(budget, int)  # the first code is nearly always the one to compile
+    if looks_once:
+        lowering.on_final_code = private.start_compiling
     with _Stage("lower", dumps):
         choice = chosen_plan(frontier, lowering, budget, aim)
         chosen = lowering.done[choice.place]
     if not choice.fits:
         _not_fitting(options, problem, choice, chosen.truth, aim)
+    if not looks_once and chosen.wrappers and all(chosen.generated):
+        for wrapper in chosen.wrappers:
+            private.start_compiling(wrapper)
     plans = (*frontier.candidates, *frontier.frugal)
     candidate = plans[choice.place]
     if options.verify and (choice.place > 0 or torchs_plan is None):

@@ -3,7 +3,9 @@
 One section a topic, each with what we rely on, so that a new torch release is checked in one place.
 """
 
+import ast
 import copy
+import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -49,6 +51,8 @@ from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module
 from torch.utils import _pytree as pytree
 
 from graphremat.passes.garbage import garbage_left
+
+log = logging.getLogger("graphremat")
 
 # ---- AOTAutograd: the joint graph and its split ------------------------------------------------------------
 # classify_nodes gives required_fw (needed by a forward output), tangents_closure (behind a tangent) and required_bw
@@ -517,6 +521,41 @@ class LoweredGraph:
         if first.startswith("# AOT ID:") and context is not None:
             wrapper.value = f"# AOT ID: {context.aot_graph_name}\n{rest}"
         return wrapper, kernels
+
+
+def start_compiling(wrapper: str) -> None:
+    """Hand the CPU kernels of a wrapper to Inductor's compile threads and come back at once.
+
+    Whoever compiles the wrapper afterwards waits for these threads instead of starting its own. What goes wrong here
+    goes wrong there again, where it is reported. Nothing is started where Inductor has one thread only, or is to use
+    no cache: it would compile every kernel once more.
+
+    Relied on: a wrapper defines such a kernel by ``name = async_compile.cpp_pybinding(argument types, source)``, all
+    literals, and ``CppPythonBindingsCodeCache`` keeps what it has started under a key that these two make up.
+    """
+    from torch._inductor import config
+    from torch._inductor.async_compile import AsyncCompile, get_compile_threads
+    from torch._inductor.codecache import CppPythonBindingsCodeCache
+
+    if get_compile_threads() <= 1 or config.force_disable_caches:
+        return
+    try:
+        for node in ast.parse(wrapper).body:
+            match node:
+                case ast.Assign(value=ast.Call(func=ast.Attribute(attr="cpp_pybinding"), args=arguments)):
+                    types, source = map(ast.literal_eval, arguments)
+                    CppPythonBindingsCodeCache.load_pybinding_async(
+                        types, source, submit_fn=AsyncCompile.submit
+                    )
+    except Exception as error:
+        log.debug("kernels are not compiled ahead", exc_info=error)
+
+
+def forget_compiled() -> None:
+    """Inductor forgets what this process has compiled; what is on disk it finds again."""
+    from torch._inductor.utils import clear_caches
+
+    clear_caches()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The backend lowered by Inductor: budgets to the byte, caches, and the order of what is run. Needs a C++ compiler."""
 
 import contextlib
+import importlib
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import torch
 
 import graphremat
 from bench.networks import NETWORKS, Case
-from graphremat.measure import gradient_error, measure_peak
+from graphremat.measure import fresh_cache, gradient_error, measure_peak
 from graphremat.partitioner import Partitioner
 from graphremat.passes import torch_private as private
 from graphremat.passes.plan import Plan
@@ -248,3 +249,38 @@ def test_torchs_own_plan_becomes_torchs_own_code() -> None:
     with private.origins_in_comments():
         _, plain = private.run_and_get_code(lambda: step_and_gradients(case, torch.compile(case.model)))
     assert [source.splitlines()[1:] for source in sources] == [source.splitlines()[1:] for source in plain]
+
+
+@pytest.mark.parametrize("budget", [0.0, 40_000_000])
+def test_kernels_are_started_when_their_plan_is_taken_and_built_once(
+    budget: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = NETWORKS["linear_stack"].build("tiny")
+    started: list[str] = []
+    built: list[str] = []
+    builder_class = importlib.import_module("torch._inductor.cpp_builder").CppBuilder
+    start, build = private.start_compiling, builder_class.build
+
+    def noted_start(wrapper: str) -> None:
+        started.append(wrapper)
+        start(wrapper)
+
+    def noted_build(builder: Any) -> None:
+        built.append(builder.get_target_file_path())
+        build(builder)
+
+    monkeypatch.setattr(private, "start_compiling", noted_start)
+    monkeypatch.setattr(builder_class, "build", noted_build)
+    with torch.compiler.config.patch(force_disable_caches=False), fresh_cache():
+        _, sources, _ = compiled_step(case, budget)
+    kernels = [set(re.findall(r"cpp_pybinding\(.*?\'\'\'\)", s, re.DOTALL)) for s in (*started, *sources)]
+    assert len(started) == len(sources) == 2
+    assert set.union(*kernels[:2]) == set.union(*kernels[2:]) != set()
+    assert len(built) == len(set(built)) >= len(set.union(*kernels))
+
+
+def test_a_kernel_that_cannot_be_compiled_ahead_is_left_to_inductor() -> None:
+    with torch.compiler.config.patch(force_disable_caches=False), fresh_cache():
+        private.start_compiling("k = async_compile.cpp_pybinding(['float*'], r'''no C++''')")
+        private.start_compiling("k = async_compile.cpp_pybinding(name, source)")
+        private.start_compiling("no Python")

@@ -13,8 +13,8 @@ from rich.console import Console
 from graphremat import GraphrematError, byte_model
 from graphremat import demo as demo_module
 from graphremat.byte_model import ByteModel, Size, batches, corpus
-from graphremat.demo import BUDGETS, MARKS, Run, fresh_cache, insert, main, run_all, table
-from graphremat.measure import Timing
+from graphremat.demo import BUDGETS, MARKS, Run, insert, main, run_all, table
+from graphremat.measure import Timing, fresh_cache
 
 TINY = Size(blocks=2, width=32, heads=2, batch=4, length=32, steps=10)
 
