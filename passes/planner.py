@@ -91,23 +91,20 @@ def plan_frontier(
         graphremat.passes.cut.NoCut: the backward needs something that can neither be saved nor recomputed.
     """
     deadline = time.monotonic() + time_limit_seconds
-    found = [judge(problem, plan) for plan in seeds]
     plans = min(most, max(LEAST_PLANS, PLAN_WORK // max(1, len(problem.ops))))
-    found += [
-        judge(problem, schedule(problem, cut.saved, "cut of the whole graph"))
-        for cut in varied_cuts(problem, plans)
-    ]
-    found += _block_plans(problem, found[0].plan.saved)
-    highest = max(c.replay.peak_bytes for c in found)
+    found = _first_plans(problem, seeds, plans)
     stages = find_stages(problem)
-    priced_as = [problem]
-    if effort >= 1:
-        priced_as.append(with_free_traffic(problem))
-        if len(problem.ops) * LEAST_PLANS < PLAN_WORK:
-            priced_as.append(with_equal_kernels(problem))
-    for priced in priced_as:
-        if time.monotonic() < deadline:
-            found += _chain_plans(problem, priced, stages, highest, plans, most_recomputations, deadline)
+    chain_plans = partial(
+        _chain_plans,
+        problem,
+        stages=stages,
+        highest_bytes=max(c.replay.peak_bytes for c in found),
+        most=plans,
+        most_recomputations=most_recomputations,
+        deadline=deadline,
+    )
+    for priced in _price_sets(problem, effort):
+        found += chain_plans(priced)
     bound = Bound(problem)
     looks = round(effort * min(MOST_LOOKS, SEARCH_WORK // max(1, len(problem.ops))))
     new_search = partial(
@@ -122,10 +119,7 @@ def plan_frontier(
     found += _searched(new_search(width=width), found, bound.lowest_bytes, plans)
     written = worth_writing(problem) if effort >= 1 else ()
     if written and time.monotonic() < deadline and _go_lower(problem, found, written):
-        priced = with_written(problem, written)
-        chained = _chain_plans(
-            problem, priced, stages, highest, plans, most_recomputations, deadline, written
-        )
+        chained = chain_plans(with_written(problem, written), written=written)
         found += [*chained, *_searched(new_search(width=width), chained, bound.lowest_bytes, plans)]
     found += descended(new_search(width=DESCENT_WIDTH), found, bound.lowest_bytes)
     if not remake_saved:
@@ -164,6 +158,24 @@ def with_exact(
     return replace(frontier, candidates=candidates, proof=Proof(budget_bytes, found.bound_seconds))
 
 
+def _first_plans(problem: Problem, seeds: Sequence[Plan], most: int) -> list[Candidate]:
+    """The seeds, cuts of the whole graph, at most ``most``, and checkpoints around blocks."""
+    found = [judge(problem, plan) for plan in seeds]
+    found += [
+        judge(problem, schedule(problem, cut.saved, "cut of the whole graph"))
+        for cut in varied_cuts(problem, most)
+    ]
+    return found + _block_plans(problem, found[0].plan.saved)
+
+
+def _price_sets(problem: Problem, effort: float) -> list[Problem]:
+    """The problem by the prices of the programmes over stages."""
+    if effort < 1:
+        return [problem]
+    large = len(problem.ops) * LEAST_PLANS >= PLAN_WORK
+    return [problem, with_free_traffic(problem), *([] if large else [with_equal_kernels(problem)])]
+
+
 def _block_plans(problem: Problem, outside: Sequence[int]) -> list[Candidate]:
     """What a user does by hand: a checkpoint around each block or several, or each of the first so many blocks, which
     may be selective and save what attention gives, or every product. The frontier is never worse than that. Values in
@@ -200,7 +212,7 @@ def _chain_plans(
 ) -> list[Candidate]:
     """Plans of the programme over stages by the prices of ``priced``, which is ``problem`` otherwise, at ``most`` of
     its budgets; none where there is one stage only. They write out ``written``."""
-    if len(stages) < 2:
+    if len(stages) < 2 or time.monotonic() >= deadline:
         return []
     choices = segment_choices(priced, stages)
     programme = Programme(priced, stages, choices, highest_bytes, most_recomputations)
