@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import step_times
+from bench import cold_compile, step_times
 from bench.step_times import TORCH, StepTime, correlation, ordered_alike
 
 
@@ -44,3 +44,13 @@ def test_a_run_from_network_to_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "rank correlation" in printed
     step_times.main(["--read", "--out", str(out)])
     assert capsys.readouterr().out == printed
+
+
+def test_first_steps_are_held_against_torchs(capsys: pytest.CaptureFixture[str]) -> None:
+    cold_compile.main(
+        ["--networks", "linear_stack", "--size", "tiny", "--budgets", "none,0.0", "--lowering", "aot_eager"]
+    )
+    lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
+    ours = [float(cell) for cell in lines["linear_stack"].split("│")[3:5]]
+    assert all(ratio > 0 for ratio in ours)
+    assert [float(cell) for cell in lines["most"].split("│")[3:5]] == ours

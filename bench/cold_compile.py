@@ -1,0 +1,75 @@
+"""``python -m bench.cold_compile``: how long a first step takes, over that of torch's own backend.
+
+Each network is compiled with torch's backend and at every budget, with an empty cache, ``--rounds`` times in turn; the
+best of each counts. A line a network: seconds of torch's backend, and ours over them.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from bench.networks import NETWORKS, Case
+from graphremat.measure import fresh_cache
+from graphremat.passes.torch_private import many_recompilations
+
+TORCH = "torch"
+
+
+def first_step_seconds(case: Case, budget: str, lowering: str) -> float:
+    """Of one forward and backward, compilation included; ``budget`` is ``torch``, ``none`` or a fraction."""
+    compiled = partial(torch.compile, case.model, fullgraph=True)
+    torch.compiler.reset()
+    if budget == TORCH:
+        model = compiled(backend=lowering)
+    else:
+        memory_budget = None if budget == "none" else float(budget)
+        options = {"memory_budget": memory_budget, "lowering": lowering, "on_failure": "error"}
+        model = compiled(backend="graphremat", options=options)
+    step = case.step_of(model)
+    with fresh_cache():
+        started = time.perf_counter()
+        step()
+        return time.perf_counter() - started
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench.cold_compile", description=__doc__)
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: all)")
+    parser.add_argument("--size", default="small")
+    parser.add_argument("--budgets", default="none,0.5,0.0", help="comma-separated (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--lowering", default="inductor", choices=["inductor", "aot_eager"])
+    asked = parser.parse_args(arguments)
+    budgets = [TORCH, *asked.budgets.split(",")]
+    many_recompilations()
+    first_step_seconds(
+        NETWORKS["linear_stack"].build("tiny"), budgets[-1], asked.lowering
+    )  # what is loaded once
+    table = Table("network", "torch s", *budgets[1:])
+    over_torchs: dict[str, list[float]] = {budget: [] for budget in budgets[1:]}
+    console = Console()
+    for network in track(asked.networks.split(","), "compiling", console=console, transient=True):
+        case = NETWORKS[network].build(asked.size)
+        taken = {
+            budget: min(first_step_seconds(case, budget, asked.lowering) for _ in range(asked.rounds))
+            for budget in budgets
+        }
+        for budget, ratios in over_torchs.items():
+            ratios.append(taken[budget] / taken[TORCH])
+        table.add_row(network, f"{taken[TORCH]:.1f}", *(f"{r[-1]:.2f}" for r in over_torchs.values()))
+    table.add_section()
+    table.add_row("median", "", *(f"{statistics.median(r):.2f}" for r in over_torchs.values()))
+    table.add_row("most", "", *(f"{max(r):.2f}" for r in over_torchs.values()))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
