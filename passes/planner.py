@@ -61,8 +61,8 @@ peak that no plan gets below."""
 FINEST_STEP = 200
 """The descent ends where a step is less than this part of the peak."""
 DESCENT_WIDTH = 3
-"""Moves that the descent looks at from one plan. With as many looks it comes lower with 3 than with 6, which only the
-lowest plans need: in a large U-Net to 79 instead of 86 MiB."""
+"""Moves that the descent looks at from one plan. Where saved values may be made again it comes lower with 3 than with 6
+in as many looks, in a large U-Net to 79 instead of 86 MiB; where they may not, 6 would be a little better there."""
 
 
 @garbage_left()
