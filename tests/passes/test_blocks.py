@@ -150,7 +150,7 @@ def test_no_checkpoint_around_blocks_beats_the_frontier() -> None:
 def test_checkpoints_compete_on_the_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the programme over stages finds nothing, as it may in a large graph."""
     problem = forecast().problem
-    monkeypatch.setattr(planner, "_chain_plans", lambda *_: [])
+    monkeypatch.setattr(planner, "_chain_plans", lambda *_, **__: [])
     found = plan_frontier(problem, effort=0.0)
     lowest = found.candidates[-1]
     assert lowest.plan.origin.startswith("checkpoint every")
