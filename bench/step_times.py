@@ -11,7 +11,6 @@ many of the pairs that are planned to be ``APART`` or more apart the clock order
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
@@ -23,9 +22,10 @@ from rich.table import Column, Table
 from scipy.stats import spearmanr
 
 import graphremat
+from bench.cold_compile import cold_seconds
 from bench.networks import NETWORKS
 from bench.sources import digest_of
-from graphremat.measure import fresh_cache, time_interleaved
+from graphremat.measure import time_interleaved
 from graphremat.passes.torch_private import many_recompilations
 
 RESULTS = Path(__file__).parent / "results" / "step_times.jsonl"
@@ -82,14 +82,14 @@ def measure(
     if lowering == "inductor":
         steps[TORCH] = case.step_of(torch.compile(case.model))
         planned[TORCH] = TORCH, None, None
-        first[TORCH] = _seconds_of(steps[TORCH])
+        first[TORCH] = cold_seconds(steps[TORCH])
     for kind in costs:
         seen: set[tuple[int, float]] = set()
         for fraction in (place / (plans - 1) for place in range(plans - 1, -1, -1)):
             name = f"{kind} {fraction:.2f}"
             options = {"memory_budget": fraction, "costs": kind, "lowering": lowering, "on_failure": "error"}
             step = case.step_of(torch.compile(case.model, backend="graphremat", options=options))
-            taken = _seconds_of(step)
+            taken = cold_seconds(step)
             report = graphremat.last_report()
             plan = report.generated_peak_bytes, report.step_seconds
             if plan not in seen:  # two fractions may have one plan
@@ -104,15 +104,6 @@ def measure(
         )
         for name, (kind, fraction, seconds) in planned.items()
     ]  # fmt: skip
-
-
-def _seconds_of(step: Callable[[], object]) -> float:
-    """Of a first step, with no cache on disk; with caches switched off Inductor would share no kernel between forward
-    and backward."""
-    with fresh_cache():
-        started = time.perf_counter()
-        step()
-        return time.perf_counter() - started
 
 
 def tables_of(rows: Sequence[StepTime]) -> tuple[Table, Table]:

@@ -295,7 +295,7 @@ def descended(search: Search, found: list[Candidate], floor_bytes: int) -> list[
     """Every plan that the local search looks at on its way down from the lowest plans, in steps that become finer."""
     if search.ended:
         return []
-    lowest = sorted(found, key=lambda c: (c.replay.peak_bytes, c.replay.seconds))[:NEAREST]
+    lowest = sorted(found, key=_by_peak)[:NEAREST]
     known = [s for c in lowest if (s := search.resume(c.plan)) is not None]
     if not known:
         return []
@@ -305,9 +305,13 @@ def descended(search: Search, found: list[Candidate], floor_bytes: int) -> list[
         tried = (search.tighten(s, low - step, rule) for s in known for rule in RULES)
         if all(s is None for s in tried):
             step //= 2
-        known = sorted(search.states, key=lambda s: (s.replay.peak_bytes, s.replay.seconds))[:NEAREST]
+        known = sorted(search.states, key=_by_peak)[:NEAREST]
         low = known[0].replay.peak_bytes
     return [Candidate(s.plan, s.replay) for s in search.states]
+
+
+def _by_peak(judged: Candidate | State) -> tuple[int, float]:
+    return judged.replay.peak_bytes, judged.replay.seconds
 
 
 def _improved(search: Search, known: list[State], budget_bytes: int) -> list[State]:

@@ -258,12 +258,15 @@ def test_kernels_are_started_when_their_plan_is_taken_and_built_once(
     case = NETWORKS["linear_stack"].build("tiny")
     started: list[str] = []
     built: list[str] = []
+    begun: list[int] = []
+    kernels_of = importlib.import_module("torch._inductor.codecache").CppPythonBindingsCodeCache
     builder_class = importlib.import_module("torch._inductor.cpp_builder").CppBuilder
     start, build = private.start_compiling, builder_class.build
 
     def noted_start(wrapper: str) -> None:
         started.append(wrapper)
         start(wrapper)
+        begun.append(len(kernels_of.cache))
 
     def noted_build(builder: Any) -> None:
         built.append(builder.get_target_file_path())
@@ -273,6 +276,7 @@ def test_kernels_are_started_when_their_plan_is_taken_and_built_once(
     monkeypatch.setattr(builder_class, "build", noted_build)
     with torch.compiler.config.patch(force_disable_caches=False), fresh_cache():
         _, sources, _ = compiled_step(case, budget)
+        assert 0 < begun[0] <= begun[1] == len(kernels_of.cache)  # Inductor had none to begin
     kernels = [set(re.findall(r"cpp_pybinding\(.*?\'\'\'\)", s, re.DOTALL)) for s in (*started, *sources)]
     assert len(started) == len(sources) == 2
     assert set.union(*kernels[:2]) == set.union(*kernels[2:]) != set()

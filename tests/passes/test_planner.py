@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from hypothesis import assume, given, settings
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from bench.against_revolve import compare
 from bench.random_problems import random_problem
+from graphremat.passes import planner
 from graphremat.passes.cut import NoCut
 from graphremat.passes.frontier import Candidate, Frontier, judge, with_recomputation_in_order
 from graphremat.passes.planner import descended, made_beside_saved, plan_frontier, with_exact
@@ -180,6 +181,38 @@ def test_the_descent_alone_goes_most_of_the_way_to_the_lowest_peak(length: int, 
     assert all(c.replay.peak_bytes == judge(problem, c.plan).replay.peak_bytes for c in found)
     start, reached = everything.replay.peak_bytes, min(c.replay.peak_bytes for c in found)
     assert lowest <= reached <= start - 0.8 * (start - lowest)
+
+
+def test_what_the_descent_finds_competes_on_the_frontier(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = chain(12)
+    lowest = plan_frontier(problem).candidates[-1]
+    monkeypatch.setattr(planner, "_searched", lambda *_: [])
+    monkeypatch.setattr(planner, "_chain_plans", lambda *_, **__: [])
+    monkeypatch.setattr(planner, "_block_plans", lambda *_: [])
+    monkeypatch.setattr(planner, "descended", lambda *_: [lowest])
+    assert plan_frontier(problem).candidates[-1] is lowest
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_neighbours_that_are_kept_change_no_plan(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = random_problem(seed, least=20, most=30)
+
+    class Forgetful(dict[object, object]):
+        def __setitem__(self, *_: object) -> None:
+            return
+
+    def plans() -> list[object]:
+        return [c.plan for c in plan_frontier(problem).candidates]
+
+    kept = plans()
+    begin = Search.__init__
+
+    def forgetful(search: Search, *arguments: Any, **keywords: Any) -> None:
+        begin(search, *arguments, **keywords)
+        monkeypatch.setattr(search, "_near", Forgetful())
+
+    monkeypatch.setattr(Search, "__init__", forgetful)
+    assert plans() == kept
 
 
 def test_a_descent_without_looks_finds_nothing() -> None:
