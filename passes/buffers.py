@@ -52,10 +52,15 @@ def keep_buffers(module: fx.GraphModule) -> None:
         kernels += problem_kind(node) is Kind.KERNEL
     for node in calls:
         val = node.meta.get("val")
-        if not isinstance(val, torch.Tensor) or problem_kind(node) is not Kind.FUSIBLE or not node.users:
+        kind = problem_kind(node)
+        if not isinstance(val, torch.Tensor) or kind is Kind.VIEW or not node.users:
             continue
         is_image = channels_move and val.dim() == 4
         if is_image and not any(user.target in CONVOLUTIONS for user in node.users):
+            continue
+        if kind is not Kind.FUSIBLE:
+            if is_image and len(node.users) > 1:  # has a buffer anyway
+                node.meta[WRITE_OUT] = CHANNELS_LAST
             continue
         readers = list(_kernels_reading(node))
         waits = bool(readers) and min(before[reader] for reader in readers) > before[node]

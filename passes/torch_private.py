@@ -787,9 +787,12 @@ def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
     Relied on: ``GraphLowering.run_node`` gives the ``TensorBox`` of a node, whose ``realize`` gives it a buffer, unless
     it is a view, which ``ExternKernel.copy_input`` copies. Where ``GraphLowering.layout_opt`` is true, convolutions are
     computed with the channels last, and an image that has a buffer in another order is copied for them. Inductor's own
-    mark ("inductor_realize_to_strides") demands the traced order, which is that other one. ``ConcatKernel`` computes in
-    place what has no fixed layout yet, which ``ComputedBuffer.decide_layout`` gives it. A pointwise result without a
-    buffer is a ``Pointwise`` in a ``StorageBox``: in another box it is another result; with a buffer it is left apart.
+    mark ("inductor_realize_to_strides") demands the traced order, which is that other one; so does ``run_node`` of what
+    a ``convolution_backward`` reads beside others, though that is lowered for the channels last. ``ConcatKernel`` has
+    the order of the first part with a fixed layout, or that in which parts without a buffer were traced. It computes
+    in its place what has no fixed layout yet, which ``ComputedBuffer.decide_layout`` gives it. A pointwise result
+    without a buffer is a ``Pointwise`` in a ``StorageBox``: in another box it is another result; with a buffer it is
+    left apart.
     """
     from torch._inductor.graph import GraphLowering
     from torch._inductor.ir import (
@@ -802,6 +805,7 @@ def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
         StorageBox,
         TensorBox,
     )
+    from torch._prims_common import make_channels_last_strides_for
     from torch.utils._ordered_set import OrderedSet
 
     keys = (WRITE_OUT, COMPUTED_AGAIN)
@@ -822,9 +826,23 @@ def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
                 made.decide_layout()
         return anew
 
+    @contextmanager
+    def traced_with_channels_last(node: torch.fx.Node) -> Iterator[None]:
+        parts = node.all_input_nodes if node.target is torch.ops.aten.cat.default else ()
+        with ExitStack() as stack:
+            for image in (node, *parts):
+                val = image.meta["val"]
+                strides = make_channels_last_strides_for(val.shape)
+                stack.enter_context(patch.dict(image.meta, val=val.as_strided(val.shape, strides)))
+            yield
+
     def run_node(self: Any, node: torch.fx.Node) -> object:
         operands = operands_anew(self.env, node)
-        with patch.dict(self.env, operands) if operands else nullcontext():
+        with_operands = patch.dict(self.env, operands) if operands else nullcontext()
+        as_image = (
+            node.meta.get(WRITE_OUT) == CHANNELS_LAST and self.layout_opt and node.meta["val"].dim() == 4
+        )
+        with with_operands, traced_with_channels_last(node) if as_image else nullcontext():
             result = lower(self, node)
         if not node.meta.get(WRITE_OUT) or not isinstance(result, TensorBox):
             return result
@@ -835,8 +853,7 @@ def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
             made = result.data.data if isinstance(result.data, StorageBox) else None
             if node.meta[WRITE_OUT] == APART and isinstance(made, ComputedBuffer):
                 made.decide_layout()
-            is_image = len(result.get_size()) == len(NHWC_STRIDE_ORDER)
-            if self.layout_opt and is_image and node.meta[WRITE_OUT] == CHANNELS_LAST:
+            if as_image:
                 return ExternKernel.require_stride_order(result, NHWC_STRIDE_ORDER)
             return result
 

@@ -24,7 +24,7 @@ from graphremat.passes.plan import Plan
 from graphremat.passes.problem import Kind, Phase, Problem
 from graphremat.passes.replay import Replay, replay
 from graphremat.passes.scratch import channels_last
-from graphremat.passes.torch_private import APART, WRITE_OUT
+from graphremat.passes.torch_private import APART, WRITE_OUT, FakeTensorMode
 from graphremat.tracing import trace_step
 from graphremat.units import parse_bytes
 
@@ -246,6 +246,31 @@ def test_images_lie_in_the_order_of_the_convolution_that_reads_them_and_others_a
     gm = traced(function, (2, 2, 3, 3), (2, 2, 1, 1))
     assert marked(gm) == {"relu_default_1"}
     assert {node.name for node in gm.graph.nodes if node.meta.get(WRITE_OUT)} == {"relu_default"}
+
+
+def test_an_image_that_a_convolution_and_its_gradient_read_is_in_memory_once() -> None:
+    """Inductor copies it to the traced order for the gradient, which reads the other one, and back."""
+    aten = torch.ops.aten
+    shape = (2, 16, 8, 8)
+
+    def function(image: Tensor, kernel: Tensor, gradient: Tensor) -> Any:
+        first = aten.convolution.default(image, kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        whole = aten.cat.default([aten.relu.default(first), aten.tanh.default(first)], 1)
+        out = aten.convolution.default(whole, gradient, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        back = aten.convolution_backward.default(
+            out, whole, gradient, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+        )
+        return out, back[1]
+
+    def buffers_of_the_whole(*, kept: bool) -> int:
+        with FakeTensorMode():
+            gm = traced(function, shape, (16, 16, 1, 1), (8, 32, 1, 1))
+        if kept:
+            keep_buffers(gm)
+        code = lowering.generate_code(gm, lowering.placeholder_values(gm), is_backward=True)
+        return code.source.count(" = empty_strided_cpu((2, 32, 8, 8)")
+
+    assert (buffers_of_the_whole(kept=True), buffers_of_the_whole(kept=False)) == (1, 3)
 
 
 def test_a_part_of_a_concatenation_that_is_read_without_it_is_not_computed_in_it() -> None:
