@@ -173,7 +173,8 @@ def _compile_with_inductor(
             private.compiling_as_generated(partitioner.take_generated(is_backward=is_backward)),
         ):
             compiled = private.compile_fx_inner(graph, inputs, **kwargs)
-        partitioner.codes.append(code_of(compiled))
+        if partitioner.options.profile:
+            partitioner.codes.append(code_of(compiled))
         return compiled
 
     # Whoever asks for dumps wants them of every compilation: torch's cache of whole autograd functions would skip ours.

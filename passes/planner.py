@@ -37,6 +37,8 @@ one of the sets of prices less."""
 LEAST_PLANS = 48
 """For a graph of 9,858 ops (Llama-3-8B with adapters, weights of 16.1 GB) 12 plans took 6.8 s and 64 took 10.5 s on one
 x86-64 core; the widest step between neighbouring peaks was 2.39 GB with 12 of them and 0.58 GB with 64."""
+FEW_PLANS = 16
+"""Of the programme, with less than the usual effort."""
 SEARCH_WORK = 200_000
 """Ops replayed by the local search in all: it looks at many plans of a small graph and at few of a large one."""
 MOST_LOOKS = 3_000
@@ -85,13 +87,14 @@ def plan_frontier(
         most_recomputations: how often an op may run again, at least 1; None for as often as it pays.
         remake_saved: whether a saved value may be let go in the backward and made again there.
         time_limit_seconds: after it no further plan is tried. Without it the same problem gives the same plans.
-        effort: how much of the usual work to spend on the local search, 0.0 to 1.0.
+        effort: how much of the usual work to spend on the local search, 0.0 to 1.0; below 1.0 the programme gives
+            :data:`FEW_PLANS`.
 
     Raises:
         graphremat.passes.cut.NoCut: the backward needs something that can neither be saved nor recomputed.
     """
     deadline = time.monotonic() + time_limit_seconds
-    plans = min(most, max(LEAST_PLANS, PLAN_WORK // max(1, len(problem.ops))))
+    plans = min(most, max(LEAST_PLANS, PLAN_WORK // max(1, len(problem.ops))) if effort >= 1 else FEW_PLANS)
     found = _first_plans(problem, seeds, plans)
     stages = find_stages(problem)
     chain_plans = partial(

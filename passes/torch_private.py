@@ -7,6 +7,7 @@ import ast
 import copy
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -397,7 +398,7 @@ def inductor_wrapper_code(
         draft: write the CPU's kernels without vector instructions, which is faster.
     """
     from torch._dynamo import config as dynamo_config
-    from torch._dynamo.utils import preserve_rng_state
+    from torch._dynamo.utils import counters, preserve_rng_state
     from torch._inductor import compile_fx, config
     from torch._inductor.debug import DebugContext
     from torch._inductor.decomposition import select_decomp_table
@@ -435,10 +436,13 @@ def inductor_wrapper_code(
         torch.no_grad(),
     ):
         view_to_reshape(gm)  # type: ignore[no-untyped-call]
+        traced_key = _traced_key(gm, inputs) if reusable else None
         fake_mode = compile_fx.fake_tensor_prop(gm, inputs)
         compile_fx._recursive_record_original_output_strides(gm)
+        before_passes = counters["inductor"].copy()
         with V.set_fake_mode(fake_mode), compile_fx.get_cuda_device_context(gm):
             compile_fx._recursive_post_grad_passes(gm, is_inference=False)
+        before_lowering = counters["inductor"].copy()
         if is_backward:
             static_inputs: Sequence[int] = range(count_tangents(gm))
         else:
@@ -466,18 +470,23 @@ def inductor_wrapper_code(
                 wrapper, kernels = graph.codegen()
                 strides = tuple(_output_strides(graph, out) for out in graph.graph_outputs)
             counted = {name: value - before[name] for name, value in kernel_metrics().items()}
+        matched, called = before_lowering - before_passes, counters["inductor"] - before_lowering
     return WrapperCode(
         source=wrapper.value,
         output_strides=strides,
         constants=dict(graph.constants),
         namespace={**graph.torchbind_constants, **graph.opaque_value_type_classes},
-        lowered=None if key is None else LoweredGraph(graph, (wrapper, kernels), key, counted),
+        lowered=None
+        if key is None
+        else LoweredGraph(graph, (wrapper, kernels), traced_key, key, counted, matched, called),
     )
 
 
 # ---- Inductor: compiling what was generated before ------------------------------------------------------------------
-# Relied on: `_InProcessFxCompile.codegen_and_compile` builds `compile_fx.GraphLowering(gm, example_inputs=..., ...)` by
-# that name, and then calls of it `freeze_runtime_asserts`, `run` and, in `compile_to_module`, `codegen`, in this order.
+# Relied on: `_InProcessFxCompile.codegen_and_compile` calls `view_to_reshape`, `fake_tensor_prop`, which fills in the
+# nodes' fake values and gives their mode, and `_recursive_post_grad_passes`, which rewrites the graph; it builds
+# `compile_fx.GraphLowering(gm, example_inputs=..., ...)`, all by these names, and then calls of it
+# `freeze_runtime_asserts`, `run` and, in `compile_to_module`, `codegen`, in this order.
 
 
 @dataclass(frozen=True, eq=False)
@@ -487,17 +496,57 @@ class LoweredGraph:
     Attributes:
         graph: the GraphLowering.
         code: what its ``codegen`` returned.
+        traced_key: the graph and its inputs before Inductor's passes; None where these may do more than rewrite nodes.
         key: everything outside of Inductor's configuration that decides the code.
         counted: by how much the code raised Inductor's metrics.
+        matched, called: by how much the passes and the lowering raised its counters.
     """
 
     graph: Any
     code: tuple[Any, Any]
+    traced_key: tuple[object, ...] | None
     key: tuple[object, ...]
     counted: dict[str, int]
+    matched: Counter[str]
+    called: Counter[str]
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """A context in which Inductor compiles this graph, if it is the one that it is given, and runs no pass and no
+        lowering a second time."""
+        from torch._dynamo.utils import counters
+        from torch._guards import detect_fake_mode
+        from torch._inductor import compile_fx
+
+        propagate, run_passes = compile_fx.fake_tensor_prop, compile_fx._recursive_post_grad_passes
+        same: list[torch.fx.GraphModule] = []
+
+        def fake_tensor_prop(
+            gm: torch.fx.GraphModule, inputs: Sequence[Any], *args: Any, **kwargs: Any
+        ) -> Any:
+            mode = detect_fake_mode(inputs)
+            if mode is None or self.traced_key is None or _traced_key(gm, inputs) != self.traced_key:
+                return propagate(gm, inputs, *args, **kwargs)
+            same.append(gm)
+            return mode
+
+        def post_grad_passes(gm: torch.fx.GraphModule, *args: Any, **kwargs: Any) -> None:
+            if gm not in same:
+                run_passes(gm, *args, **kwargs)
+                return
+            gm.graph = self.graph.module.graph
+            counters["inductor"].update(self.matched)
+
+        with (
+            patch.object(compile_fx, "fake_tensor_prop", fake_tensor_prop),
+            patch.object(compile_fx, "_recursive_post_grad_passes", post_grad_passes),
+            patch.object(compile_fx, "GraphLowering", self.compiled_as),
+        ):
+            yield
 
     def compiled_as(self, gm: torch.fx.GraphModule, example_inputs: Sequence[Any], **kwargs: Any) -> Any:
         """The GraphLowering, as if it were new, if this is the graph that it was made of; else None."""
+        from torch._dynamo.utils import counters
         from torch._inductor import metrics
         from torch._inductor.graph import GraphLowering
 
@@ -509,6 +558,7 @@ class LoweredGraph:
         graph.example_inputs = example_inputs
         graph.freeze_runtime_asserts = graph.run = lambda *_: None
         graph.codegen = self._code_named_anew
+        counters["inductor"].update(self.called)
         for name, count in self.counted.items():
             setattr(metrics, name, getattr(metrics, name) + count)
         return graph
@@ -558,23 +608,41 @@ def forget_compiled() -> None:
     clear_caches()
 
 
-@contextmanager
-def compiling_as_generated(lowered: LoweredGraph | None) -> Iterator[None]:
+def compiling_as_generated(lowered: LoweredGraph | None) -> AbstractContextManager[None]:
     """Inductor takes the code of this graph, if it is the graph that it compiles in this block, and does not generate
     it a second time."""
-    from torch._inductor import compile_fx
+    return nullcontext() if lowered is None else lowered.taken()
 
-    if lowered is None:
-        yield
-        return
-    with patch.object(compile_fx, "GraphLowering", lowered.compiled_as):
-        yield
+
+def _traced_key(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> tuple[object, ...] | None:
+    """None where the graph has constants, which passes may fold, or bodies, which they rewrite, or where a size is
+    symbolic."""
+    if any(node.op in ("get_attr", "call_module") for node in gm.graph.nodes):
+        return None
+    return _written_down(gm, inputs)
 
 
 def _lowering_key(gm: torch.fx.GraphModule, inputs: Sequence[Any], graph: Any) -> tuple[object, ...] | None:
     """None where a size is symbolic: lowering asks and answers questions of the shapes then."""
     from torch._inductor import cpu_vec_isa
 
+    written_down = _written_down(gm, inputs)
+    if written_down is None:
+        return None
+    return (
+        *written_down,
+        graph.is_inference,
+        graph.is_backward,
+        graph.cpp_wrapper or graph.aot_mode or graph.fx_wrapper,
+        tuple(graph.inputs_to_check or ()),
+        tuple(graph.bw_donated_idxs or ()) if graph.is_backward else (),
+        # Finding out compiles programs, which takes the better part of a minute, and only a CPU's kernels depend on it.
+        str(cpu_vec_isa.valid_vec_isa_list()) if _touches_cpu(gm) else "",
+    )
+
+
+def _written_down(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> tuple[object, ...] | None:
+    """The nodes and the inputs of a graph; None where a size is symbolic."""
     described: list[object] = []
     for value in inputs:
         if isinstance(value, torch.Tensor):
@@ -591,18 +659,8 @@ def _lowering_key(gm: torch.fx.GraphModule, inputs: Sequence[Any], graph: Any) -
         else:
             described.append(value)
     nodes = tuple((n.op, str(n.target), n.name, str(n.args), str(n.kwargs)) for n in gm.graph.nodes)
-    return (
-        nodes,
-        tuple(described),
-        tuple(gm.graph.output_node().meta.get("user_visible_output_idxs", ())),
-        graph.is_inference,
-        graph.is_backward,
-        graph.cpp_wrapper or graph.aot_mode or graph.fx_wrapper,
-        tuple(graph.inputs_to_check or ()),
-        tuple(graph.bw_donated_idxs or ()) if graph.is_backward else (),
-        # Finding out compiles programs, which takes the better part of a minute, and only a CPU's kernels depend on it.
-        str(cpu_vec_isa.valid_vec_isa_list()) if _touches_cpu(gm) else "",
-    )
+    visible = tuple(gm.graph.output_node().meta.get("user_visible_output_idxs", ()))
+    return nodes, tuple(described), visible
 
 
 def _touches_cpu(gm: torch.fx.GraphModule) -> bool:

@@ -217,13 +217,29 @@ def test_the_code_that_was_looked_at_is_the_code_that_runs(
 ) -> None:
     case = NETWORKS["resnet"].build("one_block")
     state = {k: v.clone() for k, v in case.model.state_dict().items()}
+    compile_fx = importlib.import_module("torch._inductor.compile_fx")
+    counters = importlib.import_module("torch._dynamo.utils").counters
+    counters.clear()
+    passes_run: list[None] = []
+    run_passes = compile_fx._recursive_post_grad_passes
+
+    def counted(*arguments: Any, **keywords: Any) -> None:
+        passes_run.append(None)
+        run_passes(*arguments, **keywords)
+
+    monkeypatch.setattr(compile_fx, "_recursive_post_grad_passes", counted)
     gradients, sources, counts = compiled_step(case, 0.3)
+    matched = counters["inductor"].copy()
     assert taken == [True, True]
     assert counts["generated_kernel_count"] > 0
+    runs = len(passes_run)
     monkeypatch.setattr(private, "compiling_as_generated", lambda _: contextlib.nullcontext())
     case.model.load_state_dict(state)
+    counters.clear()
     expected, same_sources, same_counts = compiled_step(case, 0.3)
+    assert len(passes_run) == runs + runs + 2
     assert counts == same_counts
+    assert matched == counters["inductor"]
     assert [re.sub(r"'\d+_", "'", source) for source in sources] == [
         re.sub(r"'\d+_", "'", source) for source in same_sources
     ]
