@@ -29,7 +29,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.export_problems import capture_problem
-from bench.networks import NETWORKS
+from bench.networks import names_of
 from bench.random_problems import SHAPES, random_problem
 from bench.sources import digest_of
 from graphremat.passes.cut import NoCut
@@ -228,7 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=500, help="problems (default: %(default)s)")
     parser.add_argument("--least", type=int, default=4, help="forward ops (default: %(default)s)")
     parser.add_argument("--most", type=int, default=14, help="forward ops (default: %(default)s)")
-    parser.add_argument("--networks", help="comma-separated, or all, in place of random problems")
+    parser.add_argument(
+        "--networks", type=names_of, help="comma-separated, or all, in place of random problems"
+    )
     parser.add_argument("--size", default="one_block", help="of the networks (default: %(default)s)")
     parser.add_argument("--budgets", type=int, default=10, help="a problem (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=60.0, help="limit of a proof (default: %(default)s)")
@@ -238,8 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("--budgets must be at least 2: the lowest and the highest")
     how = f"{chosen.budgets} budgets, {chosen.seconds:g} s"
     if chosen.networks:
-        names = list(NETWORKS) if chosen.networks == "all" else chosen.networks.split(",")
-        subjects = network_subjects(names, chosen.size, how)
+        subjects = network_subjects(chosen.networks, chosen.size, how)
         sources = digest_of(("passes/*.py", "bench/export_problems.py", "bench/networks/*.py"))
     else:
         subjects = random_subjects(chosen.seeds, chosen.least, chosen.most, how)

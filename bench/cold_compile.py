@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench.networks import NETWORKS, Case
+from bench.networks import NETWORKS, Case, names_of
 from graphremat.measure import fresh_cache
 from graphremat.passes.torch_private import many_recompilations
 
@@ -48,7 +48,7 @@ def first_step_seconds(case: Case, budget: str, lowering: str) -> float:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m bench.cold_compile", description=__doc__)
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: all)")
+    parser.add_argument("--networks", type=names_of, default="all", help="comma-separated (default: all)")
     parser.add_argument("--size", default="small")
     parser.add_argument("--budgets", default="none,0.5,0.0", help="comma-separated (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = Table("network", "torch s", *budgets[1:])
     over_torchs: dict[str, list[float]] = {budget: [] for budget in budgets[1:]}
     console = Console()
-    for network in track(asked.networks.split(","), "compiling", console=console, transient=True):
+    for network in track(asked.networks, "compiling", console=console, transient=True):
         case = NETWORKS[network].build(asked.size)
         taken = dict.fromkeys(budgets, math.inf)
         for _ in range(asked.rounds):

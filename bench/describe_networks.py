@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bench.networks import NETWORKS, Case
+from bench.networks import NETWORKS, Case, names_of
 from graphremat.measure import measure_peak, time_interleaved
 
 MIB = 2.0**20
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(prog="python -m bench.describe_networks", description=__doc__)
     parser.add_argument("--sizes", default="tiny,small", help="comma-separated (default: %(default)s)")
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: all)")
+    parser.add_argument("--networks", type=names_of, default="all", help="comma-separated (default: all)")
     chosen = parser.parse_args(arguments)
     table = Table("network", "size")
     for title in ("parameters", "activations MiB", "gradients MiB", "eager peak MiB", "eager step ms"):
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pairs = [
         (name, size)
         for size in chosen.sizes.split(",")
-        for name in chosen.networks.split(",")
+        for name in chosen.networks
         if size in NETWORKS[name].sizes
     ]
     with Progress(transient=True) as progress:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from bench.networks import NETWORKS
+from bench.networks import NETWORKS, names_of
 from graphremat.passes.problem import Problem
 from graphremat.tracing import trace_step
 
@@ -46,12 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the files")
     parser.add_argument("--size", default="small")
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: all)")
+    parser.add_argument("--networks", type=names_of, default="all", help="comma-separated (default: all)")
     parser.add_argument("--lowering", default="inductor", choices=LOWERINGS)
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
     console = Console()
-    for network in chosen.networks.split(","):
+    for network in chosen.networks:
         started = time.perf_counter()
         problem = capture_problem(network, chosen.size, chosen.lowering)
         path = chosen.out / f"{network}.json"

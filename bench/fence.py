@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 import graphremat
-from bench.networks import NETWORKS
+from bench.networks import NETWORKS, names_of
 from bench.uncompiled import planned
 from graphremat import candidates
 from graphremat.fence import Fence, make_fence
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: all)")
+    parser.add_argument("--networks", type=names_of, default="all", help="comma-separated (default: all)")
     parser.add_argument("--size", default="tiny", help="default: %(default)s")
     parser.add_argument("--budget", type=float, default=0.0, help="from 0 to 1 (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=0, help="of timed steps (default: none are timed)")
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         table.add_column(f"time {UNFENCED}")
         table.add_column(f"time {APART}")
     console = Console()
-    for name in track(chosen.networks.split(","), console=console, transient=True):
+    for name in track(chosen.networks, console=console, transient=True):
         with torch.compiler.config.patch(force_disable_caches=True):
             table.add_row(*row_of(name, chosen.size, chosen.budget, chosen.rounds))
     console.print(table)

@@ -36,7 +36,7 @@ from bench.budget_rows import (
     problems_of,
     read_results,
 )
-from bench.networks import NETWORKS, Case
+from bench.networks import NETWORKS, Case, names_of
 from bench.sources import digest_of
 from graphremat.errors import GraphrematError
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
@@ -273,7 +273,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures and prints the table; 1 if any row has a problem."""
     parser = argparse.ArgumentParser(prog="python -m bench.keep_budget", description=__doc__)
     parser.add_argument("--size", default="small", help="size of the networks (default: %(default)s)")
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: all)")
+    parser.add_argument("--networks", type=names_of, default="all", help="comma-separated (default: all)")
     parser.add_argument(
         "--budgets", default=",".join(LABELS), help="comma-separated, in this order (default: %(default)s)"
     )
@@ -282,10 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON lines (default: %(default)s)")
     chosen = parser.parse_args(arguments)
-    names = chosen.networks.split(",")
-    unknown = [name for name in names if name not in NETWORKS]
-    if unknown:
-        parser.error(f"unknown networks {', '.join(unknown)}; known: {', '.join(NETWORKS)}")
+    names = chosen.networks
     labels = chosen.budgets.split(",")
     if wrong := [label for label in labels if label not in LABELS]:
         parser.error(f"unknown budgets {', '.join(wrong)}; known: {', '.join(LABELS)}")

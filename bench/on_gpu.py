@@ -29,7 +29,7 @@ import torch
 
 from bench.budget_rows import Measurement, append_result, read_results
 from bench.markdown import table_of
-from bench.networks import NETWORKS
+from bench.networks import names_of
 from graphremat.demo import insert
 
 BUDGETS = "torch,none,0.5,0.0"
@@ -227,7 +227,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder (default: %(default)s)")
     parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated (default: all)")
-    parser.add_argument("--networks", default=",".join(NETWORKS), help="for the budgets (default: all)")
+    parser.add_argument("--networks", type=names_of, default="all", help="for the budgets (default: all)")
     parser.add_argument(
         "--size", default="small", help="of the networks for the budgets (default: %(default)s)"
     )
@@ -238,11 +238,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.page is not None:
         write_page(chosen.page, chosen.results or chosen.out)
         return 0
-    parts, networks = chosen.parts.split(","), chosen.networks.split(",")
-    if unknown := [*(set(parts) - {*PARTS}), *(set(networks) - {*NETWORKS})]:
-        parser.error(
-            f"unknown: {', '.join(unknown)}; parts: {', '.join(PARTS)}; networks: {', '.join(NETWORKS)}"
-        )
+    parts, networks = chosen.parts.split(","), chosen.networks
+    if unknown := sorted(set(parts) - {*PARTS}):
+        parser.error(f"unknown parts {', '.join(unknown)}; known: {', '.join(PARTS)}")
     if not torch.cuda.is_available():
         print("no CUDA device is available to torch here, so there is nothing to run", file=sys.stderr)
         return 1

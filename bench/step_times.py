@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 
 import graphremat
 from bench.cold_compile import cold_seconds
-from bench.networks import NETWORKS
+from bench.networks import NETWORKS, names_of
 from bench.sources import digest_of
 from graphremat.measure import time_interleaved
 from graphremat.passes.torch_private import many_recompilations
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", default=",".join(NETWORKS))
+    parser.add_argument("--networks", type=names_of, default="all", help="comma-separated (default: all)")
     parser.add_argument("--size", default="small")
     parser.add_argument("--costs", nargs="+", default=["model"], choices=["model", "measure"])
     parser.add_argument("--plans", type=int, default=6, help="fractions from 1 to 0, at least 2")
@@ -152,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found: list[StepTime] = []
     if asked.read:
         found = [StepTime(**json.loads(line)) for line in asked.out.read_text().splitlines()]
-    for network in [] if asked.read else asked.networks.split(","):
+    for network in [] if asked.read else asked.networks:
         torch.compiler.reset()
         many_recompilations()
         with console.status(f"{network}: compiling and timing"):

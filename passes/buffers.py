@@ -106,7 +106,7 @@ def write_out(module: fx.GraphModule, names: Collection[str]) -> None:
             for image in images:
                 image.meta[WRITE_OUT] = CHANNELS_LAST
             if not images:
-                node.meta[WRITE_OUT] = ANY_ORDER
+                node.meta.setdefault(WRITE_OUT, ANY_ORDER)  # what is kept apart is in that order too
 
 
 def _images_of(node: fx.Node) -> list[fx.Node]:

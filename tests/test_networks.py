@@ -1,10 +1,12 @@
 """The networks of the bench: complete, deterministic, trainable, and with activations that outweigh their gradients."""
 
 import math
+from types import ModuleType
 
 import pytest
 import torch
 
+from bench import cold_compile, describe_networks, fence, keep_budget, on_gpu, step_times, sweep_budgets
 from bench.describe_networks import eager_sizes
 from bench.networks import NETWORKS, Case
 from graphremat.passes.torch_private import FakeTensorMode
@@ -33,6 +35,16 @@ def test_ten_networks_in_all_sizes() -> None:
     for name, network in NETWORKS.items():
         assert network.name == name
         assert list(network.sizes) == [*SIZES_OF_ALL, *MORE_SIZES.get(name, [])]
+
+
+@pytest.mark.parametrize(
+    "command", [cold_compile, describe_networks, fence, keep_budget, on_gpu, step_times, sweep_budgets]
+)
+def test_commands_name_the_known_networks(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        command.main(["--networks", "llama,lama"])
+    assert ended.value.code == 2
+    assert "unknown networks lama; known: linear_stack, post_norm, llama" in capsys.readouterr().err
 
 
 def test_an_unknown_size_names_the_known_ones() -> None:

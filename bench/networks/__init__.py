@@ -34,6 +34,7 @@ called_twice                    2.29             0.05              17.07        
 ==================  ================  ===============  =================  ================
 """
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -254,3 +255,17 @@ _ALL = (
 
 NETWORKS: Mapping[str, Network] = MappingProxyType({network.name: network for network in _ALL})
 """Every network by name, in the order of the tables."""
+
+
+def names_of(text: str) -> list[str]:
+    """The names in a comma-separated list of networks, or those of all; a type of ``argparse``.
+
+    >>> names_of("llama,resnet")
+    ['llama', 'resnet']
+    >>> names_of("all") == list(NETWORKS)
+    True
+    """
+    names = list(NETWORKS) if text == "all" else text.split(",")
+    if unknown := [name for name in names if name not in NETWORKS]:
+        raise ArgumentTypeError(f"unknown networks {', '.join(unknown)}; known: {', '.join(NETWORKS)}")
+    return names
