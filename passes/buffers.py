@@ -40,7 +40,8 @@ def keep_buffers(module: fx.GraphModule) -> None:
     and masks made of random numbers.
 
     Where there are convolutions, Inductor chooses the order of an image's channels: those that a convolution reads get
-    their buffers in that order, so that it need not copy them, and the others are left alone.
+    their buffers in that order, views of what has none included, so that it need not copy them, and the others are left
+    alone.
     """
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
     channels_move = any(node.target in CONVOLUTIONS for node in calls)
@@ -53,10 +54,14 @@ def keep_buffers(module: fx.GraphModule) -> None:
     for node in calls:
         val = node.meta.get("val")
         kind = problem_kind(node)
-        if not isinstance(val, torch.Tensor) or kind is Kind.VIEW or not node.users:
+        if not isinstance(val, torch.Tensor) or not node.users:
             continue
         is_image = channels_move and val.dim() == 4
         if is_image and not any(user.target in CONVOLUTIONS for user in node.users):
+            continue
+        if kind is Kind.VIEW:
+            if is_image and _shows_no_buffer(node):
+                node.meta[WRITE_OUT] = CHANNELS_LAST
             continue
         if kind is not Kind.FUSIBLE:
             if is_image and len(node.users) > 1:  # has a buffer anyway
@@ -70,6 +75,18 @@ def keep_buffers(module: fx.GraphModule) -> None:
             else:
                 node.meta[REALIZE] = True
     _keep_parts_apart(calls)
+
+
+def _shows_no_buffer(view: fx.Node) -> bool:
+    """Whether a view is all that reads a pointwise result: the gradient of a group norm, say, which is computed in
+    another shape than the image's. It would be written in that shape, and copied for a convolution."""
+    shown = view.args[0]
+    while isinstance(shown, fx.Node) and shown.op == "call_function" and len(shown.users) == 1:
+        kind = problem_kind(shown)
+        if kind is not Kind.VIEW:
+            return kind is Kind.FUSIBLE and not shown.meta.get(REALIZE)
+        shown = shown.args[0]
+    return False
 
 
 def _keep_parts_apart(calls: Sequence[fx.Node]) -> None:

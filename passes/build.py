@@ -13,7 +13,7 @@ import torch.fx as fx
 from graphremat.passes import torch_private as private
 from graphremat.passes.buffers import is_mask
 from graphremat.passes.classify import JointGraph
-from graphremat.passes.costs import copy_seconds, mask_seconds, op_cost
+from graphremat.passes.costs import copy_seconds, mask_seconds, op_cost, times_computed
 from graphremat.passes.devices import Device
 from graphremat.passes.garbage import garbage_left
 from graphremat.passes.hints import SizeHint, symbol_hints
@@ -107,6 +107,7 @@ class _Reader:
         tensors = (t for node in joint.module.graph.nodes for t in tensors_in(node.meta.get("val")))
         self._on_cpu = all(t.device.type in ("cpu", "meta") for t in tensors)
         self._code_for_cpu = self._on_cpu and (runs_here or device.kind == "cpu")
+        self._times_computed = times_computed(joint.module.graph, size_hint) if fuses else {}
         self._joined_reads = JoinedReads(size_hint) if fuses and device.kind == "cuda" else None
         self._builder = Builder(
             fuses=fuses,
@@ -163,7 +164,7 @@ class _Reader:
                 kind=kind,
                 phase=phase,
                 seconds=self._measured.get(node, seconds),
-                fused_seconds=cost.fused_seconds,
+                fused_seconds=cost.fused_seconds * self._times_computed.get(node, 1.0),
                 flops=cost.flops,
                 reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
                 written_out=replays_from_seed(node),

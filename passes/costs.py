@@ -185,6 +185,30 @@ def op_cost(
     )
 
 
+def times_computed(graph: fx.Graph, size_hint: SizeHint = default_size_hint) -> dict[fx.Node, float]:
+    """How often generated code computes an element of each pointwise result that has no buffer.
+
+    It is computed wherever it is read: once for each element of a result that it is broadcast to, of a sum over that,
+    or of what is gathered from it. Only results that are computed more than once are in the dictionary.
+    """
+    computed: dict[fx.Node, int] = {}
+    found: dict[fx.Node, float] = {}
+    for node in reversed(graph.nodes):
+        kind = classify_kind(node)
+        if kind not in (NodeKind.FUSIBLE, NodeKind.VIEW):
+            continue
+        most = own = _elements(tensors_in(node.meta.get("val")), size_hint) if kind is NodeKind.FUSIBLE else 0
+        for user in node.users:
+            if classify_kind(user) is NodeKind.REDUCTION:
+                most = max(most, *(_elements([tensor], size_hint) for tensor in _input_tensors(user)))
+            elif op_name(user) not in _PLACEMENTS:
+                most = max(most, computed.get(user, 0))
+        computed[node] = most
+        if 0 < own < most:
+            found[node] = most / own
+    return found
+
+
 def copy_seconds(val: torch.Tensor, device: Device, size_hint: SizeHint = default_size_hint) -> float:
     """Seconds to copy what a view shows into a buffer of its own, in a kernel alone."""
     traffic_seconds = _traffic_seconds(2 * tensor_bytes(val, size_hint), device)
@@ -232,6 +256,19 @@ _GATHERS = frozenset(
         "take",
     )
 )
+_PLACEMENTS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "as_strided_scatter",
+        "cat",
+        "constant_pad_nd",
+        "diagonal_scatter",
+        "select_scatter",
+        "slice_scatter",
+        "stack",
+    )
+)
+"""What computes each element of its operands once, though it gives more elements."""
 _SCATTERS = frozenset(
     f"aten.{name}"
     for name in (

@@ -1,5 +1,7 @@
 """What the plan counts one buffer for has one in the generated code, so the planned peak is the code's to the byte."""
 
+import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -271,6 +273,30 @@ def test_an_image_that_a_convolution_and_its_gradient_read_is_in_memory_once() -
         return code.source.count(" = empty_strided_cpu((2, 32, 8, 8)")
 
     assert (buffers_of_the_whole(kept=True), buffers_of_the_whole(kept=False)) == (1, 3)
+
+
+def test_a_gradient_computed_in_another_shape_is_written_as_the_image_that_a_convolution_reads() -> None:
+    aten = torch.ops.aten
+
+    def function(image: Tensor, kernel: Tensor, gradient: Tensor, scale: Tensor) -> Any:
+        out = aten.convolution.default(image, kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        grouped = aten.mul.Tensor(aten.view.default(gradient, [2, 4, 4, 64]), scale)
+        shown = aten.view.default(grouped, [2, 16, 8, 8])
+        back = aten.convolution_backward.default(
+            shown, image, kernel, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [False, True, False]
+        )
+        return out, back[1]
+
+    def buffers_of_the_gradient(*, kept: bool) -> int:
+        with FakeTensorMode():
+            gm = traced(function, (2, 24, 8, 8), (16, 24, 1, 1), (2, 16, 8, 8), (2, 4, 1, 1))
+        if kept:
+            keep_buffers(gm)
+        code = lowering.generate_code(gm, lowering.placeholder_values(gm), is_backward=True)
+        shapes = re.findall(r" = empty_strided_cpu\(\((.*?)\)", code.source)
+        return sum(math.prod(map(int, shape.split(", "))) == 2 * 16 * 8 * 8 for shape in shapes)
+
+    assert (buffers_of_the_gradient(kept=True), buffers_of_the_gradient(kept=False)) == (1, 2)
 
 
 def test_a_part_of_a_concatenation_that_is_read_without_it_is_not_computed_in_it() -> None:

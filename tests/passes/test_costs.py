@@ -17,7 +17,15 @@ from torch import fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from graphremat.passes import problem
-from graphremat.passes.costs import FREE, Basis, mask_seconds, op_cost, priced_by_bytes_alone, tensor_bytes
+from graphremat.passes.costs import (
+    FREE,
+    Basis,
+    mask_seconds,
+    op_cost,
+    priced_by_bytes_alone,
+    tensor_bytes,
+    times_computed,
+)
 from graphremat.passes.devices import Device, find_device
 from graphremat.passes.flops import node_flops
 from graphremat.passes.kinds import (
@@ -441,3 +449,22 @@ def test_processes_that_start_together_get_the_same_numbers(tmp_path: Path) -> N
     assert [process.returncode for process in processes] == [0, 0, 0]
     assert len(answers) == 1
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_has_no_buffer_is_computed_wherever_it_is_read() -> None:
+    def function(rows: torch.Tensor, x: torch.Tensor) -> Any:
+        scale = aten.rsqrt.default(rows)
+        scaled = aten.mul.Tensor(x, scale)
+        summed = aten.sum.dim_IntList(aten.expand.default(scale, [8, 4]), [0])
+        return summed, aten.cat.default([scaled, scaled], 1), aten.neg.default(scaled)
+
+    graph = trace(function, rand(8, 1), rand(8, 16))
+    assert times_computed(graph) == {only(graph, "aten.rsqrt"): 16.0}
+    sums = trace(
+        lambda rows: aten.sum.default(aten.expand.default(aten.exp.default(rows), [8, 4])), rand(8, 1)
+    )
+    assert times_computed(sums) == {only(sums, "aten.exp"): 4.0}
+    gathered = trace(
+        lambda x, at: aten.index.Tensor(aten.exp.default(x), [at]), rand(4), torch.zeros(8, dtype=torch.int64)
+    )
+    assert times_computed(gathered) == {only(gathered, "aten.exp"): 2.0}
