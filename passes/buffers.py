@@ -5,6 +5,9 @@ copies for the kernel, and lets the other readers repeat the work from operands 
 in memory twice, before and after its function. And of random numbers it keeps the 32-bit numbers, not the mask of one
 byte each that is made of them. The replay counts one buffer: the value's own, which the kernel and all others read.
 
+Where convolutions are computed with the channels last, an image that they read lies in that order from the start, and
+is written as an image though it be computed in another shape: else it would be copied for them, some of it twice.
+
 What one kernel alone reads is written when Inductor comes to that kernel. Where the plan makes it before another
 kernel, what it is made of would live on until then.
 

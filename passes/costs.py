@@ -2,7 +2,8 @@
 
 A kernel takes as long as the slower of its arithmetic and its memory traffic, plus the time any kernel takes. What an
 op adds to a kernel that others are fused into, too, is told apart: no traffic, and of its arithmetic what is not hidden
-behind the traffic of the others.
+behind the traffic of the others. A result without a buffer is computed wherever it is read, a broadcast one many times
+over (:func:`times_computed`).
 
 Prices are a pure function of the node and the device: no clock, no random choice, no state. An operator that no formula
 knows is priced by the bytes it moves and says so (:attr:`OpCost.basis`); see :func:`priced_by_bytes_alone`.
