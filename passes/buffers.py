@@ -29,6 +29,7 @@ from graphremat.passes.torch_private import (
     CHANNELS_LAST,
     COMPUTED_AGAIN,
     SOURCE_OP,
+    TRACED_ORDER,
     WRITE_OUT,
 )
 
@@ -112,6 +113,31 @@ def _keep_parts_apart(calls: Sequence[fx.Node]) -> None:
                 node.meta[COMPUTED_AGAIN] = (*node.meta.get(COMPUTED_AGAIN, ()), part.name)
             else:
                 part.meta.setdefault(WRITE_OUT, APART)
+
+
+def keep_traced_orders(forward: fx.GraphModule, backward: fx.GraphModule) -> None:
+    """Mark what the forward hands on to an ``as_strided`` of the backward, pointwise work in between: it must lie in
+    the order in which it was traced.
+
+    Strides are written down in the graph, and strides of a pointwise result follow its operands'. Where convolutions
+    are computed with the channels last, Inductor gives results such as the scale of a group norm that order too, and
+    the backward would read them at other places.
+    """
+    kept: set[str] = set()
+    seen: set[fx.Node] = set()
+    nodes = [n.args[0] for n in backward.graph.nodes if op_name(n) == "aten.as_strided"]
+    while nodes:
+        node = nodes.pop()
+        if not isinstance(node, fx.Node) or node in seen:
+            continue
+        seen.add(node)
+        if node.op == "placeholder":
+            kept.add(node.name)
+        elif node.op == "call_function" and problem_kind(node) in (Kind.FUSIBLE, Kind.VIEW):
+            nodes += node.all_input_nodes
+    for node in forward.graph.nodes:
+        if node.name in kept:
+            node.meta[TRACED_ORDER] = True
 
 
 def write_out(module: fx.GraphModule, names: Collection[str]) -> None:

@@ -833,6 +833,8 @@ WRITE_OUT = "graphremat_write_out"
 ANY_ORDER = "in the order that Inductor prefers"
 CHANNELS_LAST = "with the channels last, where convolutions are computed so"
 APART = "in that order, and not as a part of a concatenation"
+TRACED_ORDER = "graphremat_traced_order"
+"""In a node's meta: as an output of its graph it keeps the strides with which it was traced."""
 COMPUTED_AGAIN = "graphremat_computed_again"
 """In a node's meta: names of the pointwise operands that are computed for it alone (:func:`results_written_out`)."""
 
