@@ -12,7 +12,7 @@ from graphremat.fence import Fence, make_fence, moments_of, standing
 from graphremat.lowering import GeneratedCode, generate_step_code, output_names
 from graphremat.options import Options
 from graphremat.passes import torch_private as private
-from graphremat.passes.buffers import keep_buffers, keep_traced_orders, write_out
+from graphremat.passes.buffers import keep_buffers, write_out
 from graphremat.passes.build import Index
 from graphremat.passes.classify import JointGraph
 from graphremat.passes.devices import block_bytes
@@ -83,7 +83,6 @@ class Lowering:
             return forward, backward, None
         keep_buffers(forward)
         keep_buffers(backward)
-        keep_traced_orders(forward, backward)
         write_out(backward, {self.index.op_node[op].name for op in candidate.plan.written})
         if not self.options.fence or not candidate.plan.recomputed(self.problem):
             return forward, backward, None

@@ -20,7 +20,6 @@ from graphremat.passes.buffers import moves_a_kernel
 from graphremat.passes.hints import default_size_hint
 from graphremat.passes.kinds import replays_from_seed
 from graphremat.passes.torch_private import (
-    TRACED_ORDER,
     LoweredGraph,
     donates_buffers,
     draws_four_numbers,
@@ -340,8 +339,7 @@ def copy_graph_module(gm: fx.GraphModule) -> fx.GraphModule:
 
 
 def keep_saved_inputs(forward: fx.GraphModule) -> None:
-    """Mark the inputs that a forward hands on to its backward, so that Inductor hands on the tensors themselves, and
-    what must keep the order in which it was traced (:func:`graphremat.passes.buffers.keep_traced_orders`).
+    """Mark the inputs that a forward hands on to its backward, so that Inductor hands on the tensors themselves.
 
     Without the mark those that a convolution reads (all its weights) are copied to channels-last order, and the copies
     live until the backward beside what the caller holds. What the mark costs is a copy for each convolution there. That
@@ -349,12 +347,12 @@ def keep_saved_inputs(forward: fx.GraphModule) -> None:
     ``torch._inductor.graph.GraphLowering.run_node``.
     """
     meta = forward.graph.output_node().meta
-    kept = [
+    inputs = [
         i
         for i, out in enumerate(output_nodes(forward))
-        if isinstance(out, fx.Node) and (out.op == "placeholder" or TRACED_ORDER in out.meta)
+        if isinstance(out, fx.Node) and out.op == "placeholder"
     ]
-    meta["user_visible_output_idxs"] = sorted({*meta.get("user_visible_output_idxs", ()), *kept})
+    meta["user_visible_output_idxs"] = sorted({*meta.get("user_visible_output_idxs", ()), *inputs})
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from graphremat.passes.torch_private import (
     CHANNELS_LAST,
     COMPUTED_AGAIN,
     SOURCE_OP,
-    TRACED_ORDER,
+    TRACED_STRIDES,
     WRITE_OUT,
 )
 
@@ -79,6 +79,7 @@ def keep_buffers(module: fx.GraphModule) -> None:
             else:
                 node.meta[REALIZE] = True
     _keep_parts_apart(calls)
+    _keep_traced_orders(calls)
 
 
 def _shows_no_buffer(view: fx.Node) -> bool:
@@ -115,29 +116,18 @@ def _keep_parts_apart(calls: Sequence[fx.Node]) -> None:
                 part.meta.setdefault(WRITE_OUT, APART)
 
 
-def keep_traced_orders(forward: fx.GraphModule, backward: fx.GraphModule) -> None:
-    """Mark what the forward hands on to an ``as_strided`` of the backward, pointwise work in between: it must lie in
-    the order in which it was traced.
+def _keep_traced_orders(calls: Sequence[fx.Node]) -> None:
+    """Mark what an ``as_strided`` reads, be it through views: it must lie as it was traced.
 
-    Strides are written down in the graph, and strides of a pointwise result follow its operands'. Where convolutions
-    are computed with the channels last, Inductor gives results such as the scale of a group norm that order too, and
-    the backward would read them at other places.
+    Strides are written down in the graph. Saved values that convolutions are computed with come to the backward with
+    the channels last, and so does what is made of them: the scale of a group norm would be read at other places.
     """
-    kept: set[str] = set()
-    seen: set[fx.Node] = set()
-    nodes = [n.args[0] for n in backward.graph.nodes if op_name(n) == "aten.as_strided"]
-    while nodes:
-        node = nodes.pop()
-        if not isinstance(node, fx.Node) or node in seen:
-            continue
-        seen.add(node)
-        if node.op == "placeholder":
-            kept.add(node.name)
-        elif node.op == "call_function" and problem_kind(node) in (Kind.FUSIBLE, Kind.VIEW):
-            nodes += node.all_input_nodes
-    for node in forward.graph.nodes:
-        if node.name in kept:
-            node.meta[TRACED_ORDER] = True
+    for node in calls:
+        shown = node.args[0] if op_name(node) == "aten.as_strided" else None
+        while isinstance(shown, fx.Node) and isinstance(val := shown.meta.get("val"), torch.Tensor):
+            shown.meta[TRACED_STRIDES] = val.stride()
+            is_view = shown.op == "call_function" and problem_kind(shown) is Kind.VIEW
+            shown = shown.args[0] if is_view else None
 
 
 def write_out(module: fx.GraphModule, names: Collection[str]) -> None:

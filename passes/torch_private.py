@@ -833,8 +833,8 @@ WRITE_OUT = "graphremat_write_out"
 ANY_ORDER = "in the order that Inductor prefers"
 CHANNELS_LAST = "with the channels last, where convolutions are computed so"
 APART = "in that order, and not as a part of a concatenation"
-TRACED_ORDER = "graphremat_traced_order"
-"""In a node's meta: as an output of its graph it keeps the strides with which it was traced."""
+TRACED_STRIDES = "graphremat_traced_strides"
+"""In a node's meta: the strides that its result must have (:func:`results_written_out`)."""
 COMPUTED_AGAIN = "graphremat_computed_again"
 """In a node's meta: names of the pointwise operands that are computed for it alone (:func:`results_written_out`)."""
 
@@ -844,9 +844,13 @@ def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
     """A context in which Inductor gives a buffer to the result of each node with the mark :data:`WRITE_OUT`, and
     computes anew what the mark :data:`COMPUTED_AGAIN` says. Its cache tells graphs apart by these marks.
 
+    What an ``as_strided`` reads gets the strides of the mark :data:`TRACED_STRIDES`.
+
     Relied on: ``GraphLowering.run_node`` gives the ``TensorBox`` of a node, whose ``realize`` gives it a buffer, unless
-    it is a view, which ``ExternKernel.copy_input`` copies. Where ``GraphLowering.layout_opt`` is true, convolutions are
-    computed with the channels last, and an image that has a buffer in another order is copied for them. Inductor's own
+    it is a view, which ``ExternKernel.copy_input`` copies. What an ``as_strided`` reads directly it gives the strides
+    of the node's fake value, which follow those of the graph's inputs; ``as_strided`` is taken of what a view shows.
+    Where ``GraphLowering.layout_opt`` is true, convolutions are computed with the channels last, and an image that has
+    a buffer in another order is copied for them. Inductor's own
     mark ("inductor_realize_to_strides") demands the traced order, which is that other one; so does ``run_node`` of what
     a ``convolution_backward`` reads beside others, though that is lowered for the channels last. ``ConcatKernel`` has
     the order of the first part with a fixed layout, or that in which parts without a buffer were traced. It computes
@@ -868,7 +872,7 @@ def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
     from torch._prims_common import make_channels_last_strides_for
     from torch.utils._ordered_set import OrderedSet
 
-    keys = (WRITE_OUT, COMPUTED_AGAIN)
+    keys = (WRITE_OUT, COMPUTED_AGAIN, TRACED_STRIDES)
     marks = [f"{node.name} {node.meta[key]}" for node in gm.graph.nodes for key in keys if key in node.meta]
     if not marks:
         yield
@@ -886,24 +890,37 @@ def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
                 made.decide_layout()
         return anew
 
+    def traced_with(node: torch.fx.Node, strides: Sequence[Any]) -> Any:
+        val = node.meta["val"]
+        return patch.dict(node.meta, val=val.as_strided(val.shape, strides))
+
     @contextmanager
     def traced_with_channels_last(node: torch.fx.Node) -> Iterator[None]:
         parts = node.all_input_nodes if node.target is torch.ops.aten.cat.default else ()
         with ExitStack() as stack:
             for image in (node, *parts):
-                val = image.meta["val"]
-                strides = make_channels_last_strides_for(val.shape)
-                stack.enter_context(patch.dict(image.meta, val=val.as_strided(val.shape, strides)))
+                strides = make_channels_last_strides_for(image.meta["val"].shape)
+                stack.enter_context(traced_with(image, strides))
             yield
 
     def run_node(self: Any, node: torch.fx.Node) -> object:
         operands = operands_anew(self.env, node)
         with_operands = patch.dict(self.env, operands) if operands else nullcontext()
+        strides = node.meta.get(TRACED_STRIDES)
         as_image = (
-            node.meta.get(WRITE_OUT) == CHANNELS_LAST and self.layout_opt and node.meta["val"].dim() == 4
+            strides is None
+            and node.meta.get(WRITE_OUT) == CHANNELS_LAST
+            and self.layout_opt
+            and node.meta["val"].dim() == 4
         )
-        with with_operands, traced_with_channels_last(node) if as_image else nullcontext():
+        with (
+            with_operands,
+            traced_with_channels_last(node) if as_image else nullcontext(),
+            nullcontext() if strides is None else traced_with(node, strides),
+        ):
             result = lower(self, node)
+        if strides and isinstance(result, TensorBox) and not isinstance(result.data, BaseView):
+            result = ExternKernel.require_exact_strides(result, strides)
         if not node.meta.get(WRITE_OUT) or not isinstance(result, TensorBox):
             return result
         with IRNode.current_origins(OrderedSet([node])):  # by which the fence knows what the copy is
