@@ -22,7 +22,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bench.export_problems import LOWERINGS, problem_of
-from bench.networks import names_of
+from bench.networks import NETWORKS
 from bench.panels import COLUMNS, panels_of
 from graphremat.passes.baselines import BASELINES
 from graphremat.passes.frontier import Candidate
@@ -232,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--networks", type=names_of, default="all", help="comma-separated (default: all)")
+    parser.add_argument("--networks", default=",".join(NETWORKS), help="comma-separated (default: all)")
     parser.add_argument("--size", default="small")
     parser.add_argument("--lowering", default="inductor", choices=LOWERINGS)
     parser.add_argument("--problems", type=Path, help="folder of NETWORK.json files (default: trace)")
@@ -243,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     pictures = []
     with Progress(transient=True) as progress:
-        for network in progress.track(chosen.networks, description="planning"):
+        for network in progress.track(chosen.networks.split(","), description="planning"):
             problem = problem_of(network, chosen.size, chosen.lowering, chosen.problems)
             pictures.append(picture_of(network, problem, chosen.exact))
     chosen.out.parent.mkdir(parents=True, exist_ok=True)

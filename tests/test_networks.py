@@ -6,7 +6,7 @@ from types import ModuleType
 import pytest
 import torch
 
-from bench import cold_compile, describe_networks, fence, keep_budget, on_gpu, step_times, sweep_budgets
+from bench import cold_compile, describe_networks, fence, keep_budget, on_gpu, step_times
 from bench.describe_networks import eager_sizes
 from bench.networks import NETWORKS, Case
 from graphremat.passes.torch_private import FakeTensorMode
@@ -37,9 +37,7 @@ def test_ten_networks_in_all_sizes() -> None:
         assert list(network.sizes) == [*SIZES_OF_ALL, *MORE_SIZES.get(name, [])]
 
 
-@pytest.mark.parametrize(
-    "command", [cold_compile, describe_networks, fence, keep_budget, on_gpu, step_times, sweep_budgets]
-)
+@pytest.mark.parametrize("command", [cold_compile, describe_networks, fence, keep_budget, on_gpu, step_times])
 def test_commands_name_the_known_networks(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         command.main(["--networks", "llama,lama"])
