@@ -443,6 +443,8 @@ def inductor_wrapper_code(
         with V.set_fake_mode(fake_mode), compile_fx.get_cuda_device_context(gm):
             compile_fx._recursive_post_grad_passes(gm, is_inference=False)
         before_lowering = counters["inductor"].copy()
+        if _has_attributes(gm):  # which passes have added
+            traced_key = None
         if is_backward:
             static_inputs: Sequence[int] = range(count_tangents(gm))
         else:
@@ -617,9 +619,12 @@ def compiling_as_generated(lowered: LoweredGraph | None) -> AbstractContextManag
 def _traced_key(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> tuple[object, ...] | None:
     """None where the graph has constants, which passes may fold, or bodies, which they rewrite, or where a size is
     symbolic."""
-    if any(node.op in ("get_attr", "call_module") for node in gm.graph.nodes):
-        return None
-    return _written_down(gm, inputs)
+    return None if _has_attributes(gm) else _written_down(gm, inputs)
+
+
+def _has_attributes(gm: torch.fx.GraphModule) -> bool:
+    """Whether the graph reads anything but its inputs."""
+    return any(node.op in ("get_attr", "call_module") for node in gm.graph.nodes)
 
 
 def _lowering_key(gm: torch.fx.GraphModule, inputs: Sequence[Any], graph: Any) -> tuple[object, ...] | None:
