@@ -855,13 +855,12 @@ def results_written_out(gm: torch.fx.GraphModule) -> Iterator[None]:
     it is a view, which ``ExternKernel.copy_input`` copies. What an ``as_strided`` reads directly it gives the strides
     of the node's fake value, which follow those of the graph's inputs; ``as_strided`` is taken of what a view shows.
     Where ``GraphLowering.layout_opt`` is true, convolutions are computed with the channels last, and an image that has
-    a buffer in another order is copied for them. Inductor's own
-    mark ("inductor_realize_to_strides") demands the traced order, which is that other one; so does ``run_node`` of what
-    a ``convolution_backward`` reads beside others, though that is lowered for the channels last. ``ConcatKernel`` has
-    the order of the first part with a fixed layout, or that in which parts without a buffer were traced. It computes
-    in its place what has no fixed layout yet, which ``ComputedBuffer.decide_layout`` gives it. A pointwise result
-    without a buffer is a ``Pointwise`` in a ``StorageBox``: in another box it is another result; with a buffer it is
-    left apart.
+    a buffer in another order is copied for them. Inductor's own mark ("inductor_realize_to_strides") demands the traced
+    order, which is that other one; so does ``run_node`` of what a ``convolution_backward`` reads beside others, though
+    that is lowered for the channels last. ``ConcatKernel`` has the order of the first part with a fixed layout, or that
+    in which parts without a buffer were traced. It computes in its place what has no fixed layout yet, which
+    ``ComputedBuffer.decide_layout`` gives it. A pointwise result without a buffer is a ``Pointwise`` in a
+    ``StorageBox``: in another box it is another result; with a buffer it is left apart.
     """
     from torch._inductor.graph import GraphLowering
     from torch._inductor.ir import (
