@@ -241,10 +241,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     how = f"{chosen.budgets} budgets, {chosen.seconds:g} s"
     if chosen.networks:
         subjects = network_subjects(chosen.networks, chosen.size, how)
-        sources = digest_of(("passes/*.py", "bench/export_problems.py", "bench/networks/*.py"))
+        sources = digest_of(("passes/**/*.py", "bench/export_problems.py", "bench/networks/*.py"))
     else:
         subjects = random_subjects(chosen.seeds, chosen.least, chosen.most, how)
-        sources = digest_of(("passes/*.py", "bench/random_problems.py"))
+        sources = digest_of(("passes/**/*.py", "bench/random_problems.py"))
     done = {(r.name, r.setting): r for r in read_rows(chosen.out) if r.sources == sources}
     chosen.out.parent.mkdir(parents=True, exist_ok=True)
     with Progress(transient=True) as progress, chosen.out.open("a") as out:

@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON lines (default: %(default)s)")
     parser.add_argument("--page", type=Path, help="where to write the table as a page of Markdown")
     chosen = parser.parse_args(arguments)
-    sources = digest_of(("graphremat/*.py", "passes/*.py", "bench/training_scripts/*.py"))
+    sources = digest_of(("graphremat/*.py", "passes/**/*.py", "bench/training_scripts/*.py"))
     rows = [row for row in read_rows(chosen.out) if row.sources == sources]
     done = {(row.script, row.numbers) for row in rows}
     wanted = [(name, "eager's") for name in chosen.scripts.split(",")]

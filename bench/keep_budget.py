@@ -52,7 +52,7 @@ RESULTS = Path(__file__).parent / "results" / "keep_budget.jsonl"
 
 def sources_digest() -> str:
     """Over the sources that a result depends on: graphremat, its passes, and the networks."""
-    return digest_of(("graphremat/*.py", "passes/*.py", "bench/networks/*.py"))
+    return digest_of(("graphremat/*.py", "passes/**/*.py", "bench/networks/*.py"))
 
 
 def storage_bytes(tensors: Sequence[Tensor], rounding: int = 1) -> int:

@@ -75,7 +75,7 @@ def measure(
 ) -> list[StepTime]:
     """Compile a network in every way and time all steps in turn."""
     case = NETWORKS[network].build(size)
-    sources = digest_of(("graphremat/*.py", "passes/*.py", "bench/networks/*.py"))
+    sources = digest_of(("graphremat/*.py", "passes/**/*.py", "bench/networks/*.py"))
     steps: dict[str, Callable[[], object]] = {}
     planned: dict[str, tuple[str, float | None, float | None]] = {}
     first: dict[str, float] = {}

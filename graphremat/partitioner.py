@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.fx as fx
 
+from graphremat import passes
 from graphremat import report as reporting
 from graphremat.account import cut_table, frontier_table, make_report, over_budget, write_dumps
 from graphremat.candidates import Lowered, Lowering, generate, graph_device
@@ -197,9 +198,9 @@ class Partition:
 def source_hash() -> str:
     """A hash of every source file of this package and of its passes, wherever an installation has put them."""
     digest = hashlib.sha256()
-    for folder in dict.fromkeys(Path(str(module.__file__)).parent for module in (reporting, private)):
-        for path in sorted(folder.glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
+    for folder in (Path(str(reporting.__file__)).parent, Path(str(passes.__file__)).parent):
+        for path in sorted({*folder.glob("*.py"), *folder.glob("torch_private/*.py")}):
+            digest.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()
 
 

@@ -83,7 +83,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 def test_the_wheel_holds_every_module_once(wheel_names: list[str]) -> None:
     face = {f"graphremat/{path.name}" for path in (ROOT / "graphremat").glob("*.py")}
-    passes = {f"graphremat/passes/{path.name}" for path in (ROOT / "passes").glob("*.py")}
+    passes = {f"graphremat/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "passes").rglob("*.py")}
     assert {name for name in wheel_names if name.endswith(".py")} == face | passes
     assert len(wheel_names) == len(set(wheel_names))
     assert "graphremat/py.typed" in wheel_names

@@ -35,7 +35,7 @@ MOST_GRADIENT_ERROR = 1e-4
 """Relative, of the whole gradient in float32, of sums in another order; more is another gradient: a failure. Where
 torch.compile itself is further from eager, as with batch norms at their first step, twice that is allowed."""
 CONTEST_SOURCES = ("bench/networks/*.py", "bench/contest/[clpw]*.py")
-OUR_SOURCES = ("graphremat/*.py", "passes/*.py")
+OUR_SOURCES = ("graphremat/*.py", "passes/**/*.py")
 
 
 def sources_of(contestant: Contestant) -> str:

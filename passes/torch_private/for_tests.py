@@ -1,0 +1,57 @@
+"""Inductor's state, for tests.
+
+Relied on: `valid_vec_isa_list` and `cpp_compiler_search` are cached functions; `config.patch`, `config._config`.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+
+
+def inductor_config(**changes: Any) -> AbstractContextManager[None]:
+    """Inductor's configuration with some entries changed."""
+    from torch._inductor import config
+
+    changed: AbstractContextManager[None] = config.patch(changes)
+    return changed
+
+
+def run_and_get_code(run: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """What ``run`` returns, and the wrappers that Inductor made meanwhile, in order."""
+    from torch._inductor.utils import run_and_get_code as run_and_get
+
+    result, sources = run_and_get(run)
+    return result, list(sources)
+
+
+def inductor_state() -> dict[str, str]:
+    """Everything of Inductor and Dynamo that code generation could leave changed, as text."""
+    from torch._dynamo.utils import counters
+    from torch._inductor import async_compile, config, metrics
+    from torch._inductor.virtualized import V
+
+    context = torch._guards.TracingContext.try_get()
+    return {
+        "config": str({name: getattr(config, name) for name in vars(config)["_config"]}),
+        "counters": str({name: dict(counter) for name, counter in counters.items()}),
+        "metrics": str(
+            {name: value for name, value in vars(metrics).items() if isinstance(value, (int, list))}
+        ),
+        "graph": str(type(V.graph)),
+        "debug": str(type(V.debug)),
+        "fake mode": str(id(V.fake_mode)),
+        "context": str({name: id(value) for name, value in vars(context).items()})
+        if context is not None
+        else "",
+        "kernels": str(async_compile.CompiledTritonKernels._cache),
+    }
+
+
+def forget_compiler() -> None:
+    """Inductor will find out anew which C++ compiler there is and which vector instructions it knows."""
+    from torch._inductor import cpp_builder, cpu_vec_isa
+
+    cpp_builder.cpp_compiler_search.cache_clear()
+    cpu_vec_isa.valid_vec_isa_list.cache_clear()
