@@ -161,6 +161,7 @@ def _compile_with_inductor(
     gm: fx.GraphModule, example_inputs: Sequence[Any], partitioner: Partitioner, *, cached: bool
 ) -> Callable[..., Any]:
     def inner_compile(graph: fx.GraphModule, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        private.wait_for_compiler()
         is_backward = bool(kwargs.get("is_backward"))
         if not is_backward:
             keep_saved_inputs(graph)
@@ -177,6 +178,8 @@ def _compile_with_inductor(
             partitioner.codes.append(code_of(compiled))
         return compiled
 
+    if graph_device(gm).type == "cpu":
+        private.start_asking_compiler()
     # Whoever asks for dumps wants them of every compilation: torch's cache of whole autograd functions would skip ours.
     with private.autograd_cache(cached and partitioner.options.dump_dir is None):
         compiled: Any = private.compile_fx(

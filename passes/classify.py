@@ -108,9 +108,9 @@ def read_joint_graph(
 def read_by_memory(graph: fx.Graph) -> set[fx.Node]:
     """The nodes whose memory an ``as_strided`` reads.
 
-    ``as_strided`` counts elements in memory, by the layout that was traced. A value that is saved may reach the backward
-    in another one, where it would be copied for the ``as_strided`` (:mod:`graphremat.passes.buffers`) or, by another
-    compiler, read at the wrong places. Group normalization has one behind its statistics.
+    ``as_strided`` counts elements in memory, by the layout that was traced. A value that is saved may reach the
+    backward in another one, where it would be copied for the ``as_strided`` (:mod:`graphremat.passes.buffers`) or, by
+    another compiler, read at the wrong places. Group normalization has one behind its statistics.
     """
     found: set[fx.Node] = set()
     for node in graph.find_nodes(op="call_function", target=torch.ops.aten.as_strided.default):

@@ -1,6 +1,8 @@
 """Code generation without a compiler: what the real compile would give, again and again, and nothing is left behind."""
 
+import platform
 import subprocess
+import threading
 from typing import Any
 
 import pytest
@@ -169,3 +171,44 @@ def test_a_graph_that_draws_numbers_is_told_by_its_ops(draws: bool) -> None:
     graph.eliminate_dead_code()
     module = fx.GraphModule(nn.Module(), graph)
     assert lowering.draws_numbers(module) == draws
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="there the compiler is asked nothing")
+def test_what_is_assumed_while_the_compiler_is_asked_does_not_become_its_answer() -> None:
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def refuses() -> bool:
+        asked.set()
+        assert may_answer.wait(60)
+        return False
+
+    with (
+        torch_private.inductor_config(cpp_cache_precompile_headers=False),
+        torch_private.compiler_answering(refuses),
+    ):
+        torch_private.start_asking_compiler()
+        assert asked.wait(60)
+        with torch_private.no_compiler():
+            assert torch_private.vector_instructions()
+            may_answer.set()
+            torch_private.wait_for_compiler()
+        assert torch_private.vector_instructions() == []
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="there the compiler is asked nothing")
+def test_the_compiler_is_asked_once_and_before_inductor_needs_the_answer() -> None:
+    answers: list[bool] = []
+
+    def knows() -> bool:
+        answers.append(True)
+        return True
+
+    with (
+        torch_private.inductor_config(cpp_cache_precompile_headers=False),
+        torch_private.compiler_answering(knows),
+    ):
+        torch_private.start_asking_compiler()
+        torch_private.start_asking_compiler()
+        torch_private.wait_for_compiler()
+        known = len(answers)
+        assert len(torch_private.vector_instructions()) == known == len(answers)

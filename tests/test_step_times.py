@@ -46,10 +46,10 @@ def test_a_run_from_network_to_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == printed
 
 
-def test_first_steps_are_held_against_torchs(capsys: pytest.CaptureFixture[str]) -> None:
-    cold_compile.main(
-        ["--networks", "linear_stack", "--size", "tiny", "--budgets", "none,0.0", "--lowering", "aot_eager"]
-    )
+@pytest.mark.parametrize("where", [[], ["--one-process"]])
+def test_first_steps_are_held_against_torchs(capsys: pytest.CaptureFixture[str], where: list[str]) -> None:
+    asked = ["--networks", "linear_stack", "--size", "tiny", "--budgets", "none,0.0"]
+    cold_compile.main([*asked, "--lowering", "aot_eager", *where])
     lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
     ours = [float(cell) for cell in lines["linear_stack"].split("│")[3:5]]
     assert all(ratio > 0 for ratio in ours)

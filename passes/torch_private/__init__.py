@@ -3,9 +3,22 @@
 One module a topic, each with what we rely on, so that a new torch release is checked in one place.
 """
 
-from graphremat.passes.torch_private.code_generation import WrapperCode, inductor_wrapper_code
-from graphremat.passes.torch_private.for_tests import (
+from torch._functorch._aot_autograd.utils import _is_primal as is_primal
+from torch._functorch.partitioners import force_save_bw_mutation_src as force_save_backward_mutation_source
+from torch._functorch.partitioners import min_cut_rematerialization_partition as torch_partition
+from torch._library.utils import is_builtin as is_builtin_operator
+
+from graphremat.passes.torch_private.code_generation import WrapperCode, inductor_wrapper_code, no_compiler
+from graphremat.passes.torch_private.compiler import (
+    compiler_answering,
+    forget_compiled,
     forget_compiler,
+    start_asking_compiler,
+    start_compiling,
+    vector_instructions,
+    wait_for_compiler,
+)
+from graphremat.passes.torch_private.for_tests import (
     inductor_config,
     inductor_state,
     run_and_get_code,
@@ -22,7 +35,6 @@ from graphremat.passes.torch_private.joint_graph import (
     default_partition,
     extract_forward_backward,
     first_user_output,
-    force_save_backward_mutation_source,
     force_save_collectives,
     force_save_effectful_ops,
     functionalize_rng_ops,
@@ -31,16 +43,13 @@ from graphremat.passes.torch_private.joint_graph import (
     has_recomputable_rng_ops,
     inductor_decompositions,
     is_assert_only_symbool,
-    is_builtin_operator,
     is_opaque_node,
-    is_primal,
     is_sym_node,
     make_graph_module,
     must_recompute,
     mutated_inputs,
     operator_arguments,
     thread_graphsafe_rng_from_hops,
-    torch_partition,
     trace_joint_graph,
 )
 from graphremat.passes.torch_private.lowered_graph import (
@@ -48,7 +57,6 @@ from graphremat.passes.torch_private.lowered_graph import (
     compiling_as_generated,
     kernel_metrics,
     pytree,
-    start_compiling,
 )
 from graphremat.passes.torch_private.origins import (
     ORIGINS,
@@ -87,7 +95,6 @@ from graphremat.passes.torch_private.settings import (
     compile_fx_inner,
     cuda_graphs,
     donates_buffers,
-    forget_compiled,
     graph_cache_keyed_by_donation,
     inductor_compiling_config,
     inductor_unsupported_config,

@@ -18,6 +18,7 @@ import sympy
 import torch
 
 from graphremat.passes.garbage import garbage_left
+from graphremat.passes.torch_private.compiler import assumed_instructions
 from graphremat.passes.torch_private.lowered_graph import (
     LoweredGraph,
     has_attributes,
@@ -98,7 +99,7 @@ def inductor_wrapper_code(
         _use_lazy_graph_module(dynamo_config.use_lazy_graph_module),
         DebugContext(),
         origins_in_comments(),
-        _no_compiler(),
+        no_compiler(),
         _counters_kept(),
         _runtime_asserts_kept(shape_env),
         preserve_rng_state(),
@@ -154,7 +155,7 @@ def inductor_wrapper_code(
 
 
 @contextmanager
-def _no_compiler() -> Iterator[None]:
+def no_compiler() -> Iterator[None]:
     """No kernel is handed to a compile worker, and the processor's vector instructions are taken for granted.
 
     Inductor asks a compiler once a process whether it accepts the flags of a vector instruction set and caches the
@@ -179,9 +180,7 @@ def _no_compiler() -> Iterator[None]:
             stack.enter_context(patch.object(cpp_builder, question, answer))
         stack.enter_context(patch.object(async_compile.AsyncCompile, "use_process_pool", lambda *_: False))
         if not cpu_vec_isa.valid_vec_isa_list.cache_info().currsize:
-            for isa in cpu_vec_isa.supported_vec_isa_list:
-                stack.enter_context(patch.object(type(isa), "__bool__", lambda *_: True))
-            assumed = cpu_vec_isa.valid_vec_isa_list.__wrapped__()
+            assumed = assumed_instructions()
             stack.enter_context(patch.object(cpu_vec_isa, "valid_vec_isa_list", lambda: assumed))
         yield
 

@@ -1,6 +1,6 @@
 """Inductor's state, for tests.
 
-Relied on: `valid_vec_isa_list` and `cpp_compiler_search` are cached functions; `config.patch`, `config._config`.
+Relied on: `config.patch`, `config._config`.
 """
 
 from collections.abc import Callable
@@ -47,11 +47,3 @@ def inductor_state() -> dict[str, str]:
         else "",
         "kernels": str(async_compile.CompiledTritonKernels._cache),
     }
-
-
-def forget_compiler() -> None:
-    """Inductor will find out anew which C++ compiler there is and which vector instructions it knows."""
-    from torch._inductor import cpp_builder, cpu_vec_isa
-
-    cpp_builder.cpp_compiler_search.cache_clear()
-    cpu_vec_isa.valid_vec_isa_list.cache_clear()

@@ -20,24 +20,20 @@ from typing import Any
 
 import torch
 from torch._functorch._aot_autograd.descriptors import InputMutationAOTOutput as InputMutationAOTOutput
-from torch._functorch._aot_autograd.utils import _is_primal as is_primal
 from torch._functorch.compile_utils import fx_graph_cse as fx_graph_cse
 from torch._functorch.partitioners import NodeInfo as NodeInfo
 from torch._functorch.partitioners import _extract_fwd_bwd_modules
 from torch._functorch.partitioners import classify_nodes as classify_nodes
 from torch._functorch.partitioners import cleanup_recompute_tags as cleanup_recompute_tags
 from torch._functorch.partitioners import default_partition as default_partition
-from torch._functorch.partitioners import force_save_bw_mutation_src as force_save_backward_mutation_source
 from torch._functorch.partitioners import force_save_collectives as force_save_collectives
 from torch._functorch.partitioners import force_save_effectful_ops as force_save_effectful_ops
 from torch._functorch.partitioners import functionalize_rng_ops as functionalize_rng_ops
 from torch._functorch.partitioners import has_recomputable_ops as has_recomputable_ops
 from torch._functorch.partitioners import has_recomputable_rng_ops as has_recomputable_rng_ops
 from torch._functorch.partitioners import is_sym_node as is_sym_node
-from torch._functorch.partitioners import min_cut_rematerialization_partition as torch_partition
 from torch._functorch.partitioners import must_recompute as must_recompute
 from torch._functorch.partitioners import thread_graphsafe_rng_from_hops as thread_graphsafe_rng_from_hops
-from torch._library.utils import is_builtin as is_builtin_operator
 from torch._ops import HigherOrderOperator as HigherOrderOperator
 from torch._ops import OpOverload as OpOverload
 from torch.fx._lazy_graph_module import _make_graph_module as make_graph_module

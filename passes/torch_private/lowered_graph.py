@@ -6,7 +6,6 @@ nodes' fake values and gives their mode, and `_recursive_post_grad_passes`, whic
 `freeze_runtime_asserts`, `run` and, in `compile_to_module`, `codegen`, in this order.
 """
 
-import ast
 import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -111,34 +110,6 @@ def compiling_as_generated(lowered: LoweredGraph | None) -> AbstractContextManag
     """Inductor takes the code of this graph, if it is the graph that it compiles in this block, and does not generate
     it a second time."""
     return nullcontext() if lowered is None else lowered.taken()
-
-
-def start_compiling(wrapper: str) -> None:
-    """Hand the CPU kernels of a wrapper to Inductor's compile threads and come back at once.
-
-    Whoever compiles the wrapper afterwards waits for these threads instead of starting its own. What goes wrong here
-    goes wrong there again, where it is reported. Nothing is started where Inductor has one thread only, or is to use
-    no cache: it would compile every kernel once more.
-
-    Relied on: a wrapper defines such a kernel by ``name = async_compile.cpp_pybinding(argument types, source)``, all
-    literals, and ``CppPythonBindingsCodeCache`` keeps what it has started under a key that these two make up.
-    """
-    from torch._inductor import config
-    from torch._inductor.async_compile import AsyncCompile, get_compile_threads
-    from torch._inductor.codecache import CppPythonBindingsCodeCache
-
-    if get_compile_threads() <= 1 or config.force_disable_caches:
-        return
-    try:
-        for node in ast.parse(wrapper).body:
-            match node:
-                case ast.Assign(value=ast.Call(func=ast.Attribute(attr="cpp_pybinding"), args=arguments)):
-                    types, source = map(ast.literal_eval, arguments)
-                    CppPythonBindingsCodeCache.load_pybinding_async(
-                        types, source, submit_fn=AsyncCompile.submit
-                    )
-    except Exception as error:
-        log.debug("kernels are not compiled ahead", exc_info=error)
 
 
 def traced_key_of(gm: torch.fx.GraphModule, inputs: Sequence[Any]) -> tuple[object, ...] | None:

@@ -109,10 +109,3 @@ def graph_cache_keyed_by_donation() -> Any:
 
     tag = torch.compiler.config.cache_key_tag
     return torch.compiler.config.patch(cache_key_tag=f"{tag} overwrites {get_donated_idxs()}")  # type: ignore[attr-defined]
-
-
-def forget_compiled() -> None:
-    """Inductor forgets what this process has compiled; what is on disk it finds again."""
-    from torch._inductor.utils import clear_caches
-
-    clear_caches()
