@@ -25,11 +25,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench import markdown
 from bench.networks import NETWORKS, Case, names_of
+from graphremat.demo import insert
 from graphremat.measure import fresh_cache
 from graphremat.passes.torch_private import many_recompilations
 
 TORCH = "torch"
+MARKS = ("<!-- first steps -->", "<!-- end of first steps -->")
 
 
 def cold_seconds(step: Callable[[], object]) -> float:
@@ -82,6 +85,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--budgets", default="none,0.5,0.0", help="comma-separated (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--lowering", default="inductor", choices=["inductor", "aot_eager"])
+    parser.add_argument("--into", type=Path, help="a file whose table of first steps is written anew")
     parser.add_argument("--one-process", action="store_true", help="do not start a process for each")
     parser.add_argument(
         "--first-step", type=json.loads, help=argparse.SUPPRESS
@@ -96,26 +100,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         many_recompilations()
         loads_the_compiler = NETWORKS["linear_stack"].build("tiny")
         first_step_seconds(loads_the_compiler, budgets[-1], asked.lowering)
-    table = Table("network", "torch s", *budgets[1:])
-    over_torchs: dict[str, list[float]] = {budget: [] for budget in budgets[1:]}
     console = Console()
+    rows = []
+    over_torchs: dict[str, list[float]] = {budget: [] for budget in budgets[1:]}
     for network in track(asked.networks, "compiling", console=console, transient=True):
-        case = NETWORKS[network].build(asked.size)
+        if asked.one_process:
+            first_step = partial(first_step_seconds, NETWORKS[network].build(asked.size))
+        else:
+            first_step = partial(first_step_seconds_apart, network, asked.size)
         taken = dict.fromkeys(budgets, math.inf)
         for _ in range(asked.rounds):
             for budget in budgets:
-                if asked.one_process:
-                    seconds = first_step_seconds(case, budget, asked.lowering)
-                else:
-                    seconds = first_step_seconds_apart(network, asked.size, budget, asked.lowering)
-                taken[budget] = min(taken[budget], seconds)
+                taken[budget] = min(taken[budget], first_step(budget, asked.lowering))
         for budget, ratios in over_torchs.items():
             ratios.append(taken[budget] / taken[TORCH])
-        table.add_row(network, f"{taken[TORCH]:.1f}", *(f"{r[-1]:.2f}" for r in over_torchs.values()))
-    table.add_section()
-    table.add_row("median", "", *(f"{statistics.median(r):.2f}" for r in over_torchs.values()))
-    table.add_row("most", "", *(f"{max(r):.2f}" for r in over_torchs.values()))
+        rows.append((network, f"{taken[TORCH]:.1f}", *(f"{r[-1]:.2f}" for r in over_torchs.values())))
+    rows.append(("median", "", *(f"{statistics.median(r):.2f}" for r in over_torchs.values())))
+    rows.append(("most", "", *(f"{max(r):.2f}" for r in over_torchs.values())))
+    head = ("network", "torch.compile, s", *(f"budget {budget}" for budget in budgets[1:]))
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
+    if asked.into:
+        insert(asked.into, "\n".join([*markdown.table_of(head, rows), ""]), MARKS)
 
 
 if __name__ == "__main__":

@@ -47,10 +47,16 @@ def test_a_run_from_network_to_table(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.parametrize("where", [[], ["--one-process"]])
-def test_first_steps_are_held_against_torchs(capsys: pytest.CaptureFixture[str], where: list[str]) -> None:
-    asked = ["--networks", "linear_stack", "--size", "tiny", "--budgets", "none,0.0"]
+def test_first_steps_are_held_against_torchs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, where: list[str]
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("above\n{}\n{}\nbelow\n".format(*cold_compile.MARKS))
+    asked = ["--networks", "linear_stack", "--size", "tiny", "--budgets", "none,0.0", "--into", str(page)]
     cold_compile.main([*asked, "--lowering", "aot_eager", *where])
     lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
     ours = [float(cell) for cell in lines["linear_stack"].split("│")[3:5]]
     assert all(ratio > 0 for ratio in ours)
     assert [float(cell) for cell in lines["most"].split("│")[3:5]] == ours
+    (written,) = (line for line in page.read_text().splitlines() if line.startswith("| linear_stack |"))
+    assert [float(cell) for cell in written.split("|")[3:5]] == ours
