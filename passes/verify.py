@@ -45,7 +45,13 @@ def check_split(
         if node.name not in given and not _from_outside(node):
             raise ValueError(f"the backward takes {node.name}, which the forward does not give out")
     once = {node.name for node, reason in joint.keep.items() if reason}
-    runs = Counter(n.name for g in (forward, backward) for n in g.graph.nodes if n.op == "call_function")
+    # a second run of one op may have the name that another op has in the joint graph
+    runs = Counter(
+        n.meta.get(private.SOURCE_OP, n.name)
+        for g in (forward, backward)
+        for n in g.graph.nodes
+        if n.op == "call_function"
+    )
     for name in sorted(once):
         if runs[name] > 1:
             raise ValueError(f"{name} runs twice, but must not")

@@ -125,6 +125,20 @@ def test_what_must_not_run_again_is_caught(
         compile_with(monkeypatch, tamper, [layer])
 
 
+def test_a_second_run_may_have_the_name_of_another_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FX numbers names by what a graph has: a copy of ``add_1`` in the backward was once ``add_10``, of which the
+    forward had its own that must not run again, and the plan was refused."""
+    renamed = []
+
+    def rename(backward: fx.GraphModule) -> None:
+        again = backward.graph.find_nodes(op="call_function", target=torch.ops.aten.tanh.default)
+        renamed.append(again[0].name)
+        again[0].name = "native_dropout"
+
+    compile_with(monkeypatch, rename, [nn.Dropout(0.5)])
+    assert renamed
+
+
 def test_a_missing_alias_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     real = build.problem_kind
 
