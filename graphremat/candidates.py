@@ -52,7 +52,8 @@ class Lowering:
     num_user_outputs: int
     torchs: tuple[fx.GraphModule, fx.GraphModule] | None
     on_final_code: Callable[[str], None] = lambda _: None
-    """Called with the wrapper of each graph as soon as Inductor has generated it, if it can be compiled as it is."""
+    """Called with the wrapper of each graph of the first candidate as soon as Inductor has generated it, if it can be
+    compiled as it is. The first is nearly always the one that is taken; others are looked at to compare."""
     done: dict[int, Lowered] = field(default_factory=dict)
 
     def truth(self, place: int, candidate: Candidate, *, reuse_under: float | None = None) -> StepTruth:
@@ -104,7 +105,7 @@ class Lowering:
         with private.buffer_reuse(reuses_buffers):
             follow, codes = generate(
                 self.options, forward, backward, fence, self.joint.num_forward_outputs, self.num_user_outputs,
-                self.on_final_code,
+                (lambda _: None) if self.done else self.on_final_code,
             )  # fmt: skip
         return Lowered(
             forward,
