@@ -275,7 +275,8 @@ def partition(
         chosen = lowering.done[choice.place]
     if not choice.fits:
         _not_fitting(options, problem, choice, chosen.truth, aim)
-    if not looks_once and chosen.wrappers and all(chosen.generated):
+    is_compiling = looks_once and choice.place == next(iter(lowering.done))
+    if not is_compiling and chosen.wrappers and all(chosen.generated):
         for wrapper in chosen.wrappers:
             private.start_compiling(wrapper)
     plans = (*frontier.candidates, *frontier.frugal)

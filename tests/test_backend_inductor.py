@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from torch.nn import functional
 
 import graphremat
 from bench.networks import NETWORKS, Case
-from graphremat import partitioner
+from bench.uncompiled import planned
+from graphremat import partitioner, plans
+from graphremat.choose import Choice
 from graphremat.measure import fresh_cache, gradient_error, measure_peak
 from graphremat.partitioner import Partitioner
 from graphremat.passes import torch_private as private
@@ -346,6 +348,27 @@ def test_kernels_are_started_when_their_plan_is_taken_and_built_once(
     assert len(started) == len(sources) == 2
     assert set.union(*kernels[:2]) == set.union(*kernels[2:]) != set()
     assert len(built) == len(set(built)) >= len(set.union(*kernels))
+
+
+@pytest.mark.parametrize(("taken", "started_codes"), [(-1, 1), (0, 2)])
+def test_plans_that_are_looked_at_to_compare_are_not_compiled_ahead(
+    taken: int, started_codes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first that is looked at is, since it is nearly always taken, and else the one that is."""
+    started: list[str] = []
+
+    def look_at_both(
+        replayed: Sequence[int], truth: Callable[[int], int], *_: object, **__: object
+    ) -> Choice:
+        places = range(len(replayed))
+        known = {place: truth(place) for place in (places[-1], places[0])}
+        return Choice(places[taken], None, True, known)
+
+    monkeypatch.setattr(private, "start_compiling", started.append)
+    monkeypatch.setattr(plans, "choose", look_at_both)
+    case = NETWORKS["linear_stack"].build("tiny")
+    planned(case.model, case.inputs, memory_budget=0.0)
+    assert len(started) == len(set(started)) == 2 * started_codes
 
 
 def test_a_kernel_that_cannot_be_compiled_ahead_is_left_to_inductor() -> None:
