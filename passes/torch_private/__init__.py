@@ -10,18 +10,18 @@ from torch._library.utils import is_builtin as is_builtin_operator
 
 from graphremat.passes.torch_private.code_generation import WrapperCode, inductor_wrapper_code, no_compiler
 from graphremat.passes.torch_private.compiler import (
-    compiler_answering,
     forget_compiled,
     forget_compiler,
     start_asking_compiler,
     start_compiling,
-    vector_instructions,
     wait_for_compiler,
 )
 from graphremat.passes.torch_private.for_tests import (
+    compiler_answering,
     inductor_config,
     inductor_state,
     run_and_get_code,
+    vector_instructions,
 )
 from graphremat.passes.torch_private.joint_graph import (
     REGION_BUDGET_KEY,
@@ -56,7 +56,6 @@ from graphremat.passes.torch_private.lowered_graph import (
     LoweredGraph,
     compiling_as_generated,
     kernel_metrics,
-    pytree,
 )
 from graphremat.passes.torch_private.origins import (
     ORIGINS,

@@ -8,9 +8,8 @@ import contextvars
 import copy
 import logging
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import cache
 from typing import Any
 from unittest.mock import patch
@@ -125,25 +124,3 @@ def forget_compiler() -> None:
     _asking_compiler.cache_clear()
     cpp_builder.cpp_compiler_search.cache_clear()
     cpu_vec_isa.valid_vec_isa_list.cache_clear()
-
-
-def vector_instructions() -> list[str]:
-    """The sets of vector instructions that Inductor takes the C++ compiler and the processor to know."""
-    from torch._inductor import cpu_vec_isa
-
-    return [str(isa) for isa in cpu_vec_isa.valid_vec_isa_list()]
-
-
-@contextmanager
-def compiler_answering(answer: Callable[[], bool]) -> Iterator[None]:
-    """A context in which nobody has asked the compiler yet, and ``answer`` says whether it knows a set of vector
-    instructions; for tests."""
-    from torch._inductor import cpu_vec_isa
-
-    forget_compiler()
-    assumed_instructions()
-    with ExitStack() as stack:
-        for kind in {type(isa) for isa in cpu_vec_isa.supported_vec_isa_list}:
-            stack.enter_context(patch.object(kind, "__bool__", lambda _: answer()))
-        yield
-    forget_compiler()

@@ -1,13 +1,16 @@
-"""Inductor's state, for tests.
+"""Inductor's state and its C++ compiler's answers, for tests.
 
 Relied on: `config.patch`, `config._config`.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
+
+from graphremat.passes.torch_private.compiler import assumed_instructions, forget_compiler
 
 
 def inductor_config(**changes: Any) -> AbstractContextManager[None]:
@@ -47,3 +50,27 @@ def inductor_state() -> dict[str, str]:
         else "",
         "kernels": str(async_compile.CompiledTritonKernels._cache),
     }
+
+
+def vector_instructions() -> list[str]:
+    """The sets of vector instructions that Inductor takes the C++ compiler and the processor to know."""
+    from torch._inductor import cpu_vec_isa
+
+    return [str(isa) for isa in cpu_vec_isa.valid_vec_isa_list()]
+
+
+@contextmanager
+def compiler_answering(answer: Callable[[], bool]) -> Iterator[None]:
+    """A context in which nobody has asked the compiler yet, and ``answer`` says whether it knows a set of vector
+    instructions."""
+    from torch._inductor import cpu_vec_isa
+
+    forget_compiler()
+    assumed_instructions()
+    try:
+        with ExitStack() as stack:
+            for kind in {type(isa) for isa in cpu_vec_isa.supported_vec_isa_list}:
+                stack.enter_context(patch.object(kind, "__bool__", lambda _: answer()))
+            yield
+    finally:
+        forget_compiler()
