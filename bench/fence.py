@@ -6,29 +6,32 @@ Each network is lowered by Inductor in three ways at one budget: with the fence,
 fusion at all in the backward. A row a network: the planned peak, that of the code of all three, and how many pairs of
 kernels the fence kept apart in the chosen plan. Nothing is compiled for that: bytes are exact. With ``--rounds`` the
 steps are compiled and timed in turn as well, and the row ends with the times (best of all rounds) of the other two over
-that with the fence.
+that with the fence. ``--into`` writes the table into a page.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from unittest import mock
 
 import torch
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 import graphremat
+from bench import markdown
 from bench.networks import NETWORKS, names_of
 from bench.uncompiled import planned
 from graphremat import candidates
+from graphremat.demo import insert
 from graphremat.fence import Fence, make_fence
 from graphremat.measure import time_interleaved
 from graphremat.passes.torch_private import many_recompilations
 from graphremat.report import Report
 from graphremat.units import format_bytes
 
+MARKS = ("<!-- fence -->", "<!-- end of fence -->")
 FENCED, UNFENCED, APART = "with the fence", "without", "nothing joined"
 
 
@@ -92,16 +95,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", default="tiny", help="default: %(default)s")
     parser.add_argument("--budget", type=float, default=0.0, help="from 0 to 1 (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=0, help="of timed steps (default: none are timed)")
+    parser.add_argument("--into", type=Path, help="a file whose table of the fence is written anew")
     chosen = parser.parse_args(arguments)
-    table = Table("network", "planned", FENCED, UNFENCED, APART, "refused", title=f"peaks at {chosen.budget}")
+    head = ["network", "planned", FENCED, UNFENCED, APART, "refused"]
     if chosen.rounds:
-        table.add_column(f"time {UNFENCED}")
-        table.add_column(f"time {APART}")
+        head += [f"time {UNFENCED}", f"time {APART}"]
     console = Console()
+    rows = []
     for name in track(chosen.networks, console=console, transient=True):
         with torch.compiler.config.patch(force_disable_caches=True):
-            table.add_row(*row_of(name, chosen.size, chosen.budget, chosen.rounds))
-    console.print(table)
+            rows.append(row_of(name, chosen.size, chosen.budget, chosen.rounds))
+    table = markdown.table_of(head, rows)
+    console.out("\n".join(table), highlight=False)
+    if chosen.into:
+        insert(chosen.into, "\n".join([*table, ""]), MARKS)
     return 0
 
 

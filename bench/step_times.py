@@ -4,13 +4,21 @@
 
 Each network is compiled at ``--plans`` fractions of its range, with every kind of costs asked for, and all its steps
 are timed in turn. A line a plan: what the costs say of the step, and what it takes; a line a network: the rank
-correlation (Spearman's) of the two, and how the fastest step compares with torch's own backend. One JSON line a plan is
-added to ``--out``. Where all plans take nearly the same time, noise decides their order: the table says as well how
-many of the pairs that are planned to be ``APART`` or more apart the clock orders as planned.
+correlation (Spearman's) of the two, and how the fastest step and that of the loosest budget compare with torch's own
+backend. One JSON line a plan is added to ``--out``; ``--read`` measures nothing and shows what was measured last of
+each network there, and ``--into`` writes the lines of networks into a page. Where all plans take nearly the same time,
+noise decides their order: the table says as well how many of the pairs that are planned to be ``APART`` or more apart
+the clock orders as planned.
+
+The C library is told to keep what is freed. Else it gives the top of its heap back to the system and gets it again page
+by page, in some steps and not in others: of ``resnet`` (large) at one budget up to 260 MiB a step and 130 ms of 750, at
+another nothing, in one process; what was allocated before decides it.
 """
 
 import argparse
+import ctypes
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
@@ -18,18 +26,22 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from scipy.stats import spearmanr
 
 import graphremat
+from bench import markdown
 from bench.cold_compile import cold_seconds
 from bench.networks import NETWORKS, names_of
 from bench.sources import digest_of
+from graphremat.demo import insert
 from graphremat.measure import time_interleaved
 from graphremat.passes.torch_private import many_recompilations
 
 RESULTS = Path(__file__).parent / "results" / "step_times.jsonl"
+MARKS = ("<!-- step times -->", "<!-- end of step times -->")
 TORCH = "torch.compile"
+TIMED_SECONDS, FEWEST_ROUNDS = 45.0, 9
 APART = 0.03
 """Share by which two planned times differ at least to be a pair that the clock is asked about."""
 
@@ -70,10 +82,19 @@ def ordered_alike(rows: Sequence[StepTime]) -> tuple[int, int]:
     return sum(b[1] > a[1] for a, b in pairs), len(pairs)
 
 
+def keep_freed_memory() -> None:
+    """Have glibc's malloc return nothing to the system, and take no block from it that it returns when it is freed."""
+    if sys.platform == "linux":
+        mallopt = ctypes.CDLL(None).mallopt
+        trim_threshold, mmap_max = -1, -4  # names of malloc.h
+        mallopt(trim_threshold, -1)
+        mallopt(mmap_max, 0)
+
+
 def measure(
-    network: str, size: str, costs: Sequence[str], plans: int, rounds: int, lowering: str
+    network: str, size: str, costs: Sequence[str], plans: int, rounds: int | None, lowering: str
 ) -> list[StepTime]:
-    """Compile a network in every way and time all steps in turn."""
+    """Compile a network in every way and time all steps in turn, for a while if no number of rounds is given."""
     case = NETWORKS[network].build(size)
     sources = digest_of(("graphremat/*.py", "passes/**/*.py", "bench/networks/*.py"))
     steps: dict[str, Callable[[], object]] = {}
@@ -96,6 +117,9 @@ def measure(
                 seen.add(plan)
                 steps[name], planned[name] = step, (kind, fraction, report.step_seconds)
                 first[name] = taken
+    if rounds is None:
+        once = sum(timing.min_seconds for timing in time_interleaved(steps, rounds=1).values())
+        rounds = max(FEWEST_ROUNDS, int(TIMED_SECONDS / once))
     times = time_interleaved(steps, rounds=rounds)
     return [
         StepTime(
@@ -106,32 +130,48 @@ def measure(
     ]  # fmt: skip
 
 
-def tables_of(rows: Sequence[StepTime]) -> tuple[Table, Table]:
-    """A line a plan, and a line a network and kind of costs."""
-    plans = Table(
+def latest(rows: Sequence[StepTime]) -> list[StepTime]:
+    """The rows of each network, size and kind of costs whose sources were measured last."""
+    last = {(row.network, row.size): row.sources for row in rows}
+    current = [row for row in rows if row.sources == last[row.network, row.size]]
+    return list({(row.network, row.size, row.costs, row.fraction): row for row in current}.values())
+
+
+def plans_table(rows: Sequence[StepTime]) -> Table:
+    """A line a plan."""
+    table = Table(
         "network", "costs", "budget", "planned ms", "best ms", "median ms", "spread ms", "compile s"
     )
     for row in rows:
         budget = "" if row.fraction is None else f"{row.fraction:.2f}"
         compiled = "" if row.compile_seconds is None else f"{row.compile_seconds:.1f}"
         said = "" if row.planned_seconds is None else f"{row.planned_seconds * 1e3:.2f}"
-        plans.add_row(
+        table.add_row(
             row.network, row.costs, budget, said, f"{row.measured_seconds * 1e3:.2f}",
             f"{row.median_seconds * 1e3:.2f}", f"{row.spread_seconds * 1e3:.2f}", compiled,
         )  # fmt: skip
-    rank = Column("rank correlation", no_wrap=True)
-    networks = Table("network", "costs", "plans", rank, "pairs in order", "fastest against torch.compile")
+    return table
+
+
+def networks_table(rows: Sequence[StepTime]) -> list[str]:
+    """A line a network and kind of costs, as lines of Markdown."""
+    head = (
+        "network", "costs", "plans", "rank correlation", "pairs in order", "fastest over `torch.compile`",
+        "loosest budget over it",
+    )  # fmt: skip
+    lines = []
     for network in dict.fromkeys(row.network for row in rows):
         own = [row for row in rows if row.network == network]
         torchs = [row.measured_seconds for row in own if row.costs == TORCH]
         for kind in dict.fromkeys(row.costs for row in own if row.costs != TORCH):
             of_kind = [row for row in own if row.costs == kind]
             fastest = min(row.measured_seconds for row in of_kind)
-            ratio = f"{fastest / torchs[0]:.3f}" if torchs else "not measured"
+            loosest = max(of_kind, key=lambda row: row.fraction or 0.0).measured_seconds
+            ratios = [f"{ours / torchs[0]:.3f}" if torchs else "-" for ours in (fastest, loosest)]
             right, pairs = ordered_alike(of_kind)
-            in_order = f"{right} of {pairs}"
-            networks.add_row(network, kind, str(len(of_kind)), f"{correlation(of_kind):.3f}", in_order, ratio)
-    return plans, networks
+            counts = str(len(of_kind)), f"{correlation(of_kind):.2f}", f"{right} of {pairs}"
+            lines.append((network, kind, *counts, *ratios))
+    return markdown.table_of(head, lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -143,15 +183,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", default="small")
     parser.add_argument("--costs", nargs="+", default=["model"], choices=["model", "measure"])
     parser.add_argument("--plans", type=int, default=6, help="fractions from 1 to 0, at least 2")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, help="of timed steps (default: some 45 seconds of them)")
     parser.add_argument("--lowering", default="inductor", choices=["inductor", "aot_eager"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--read", action="store_true", help="print what --out holds, measure nothing")
+    parser.add_argument("--into", type=Path, help="a file whose table of step times is written anew")
     asked = parser.parse_args(arguments)
     console = Console()
     found: list[StepTime] = []
+    keep_freed_memory()
     if asked.read:
-        found = [StepTime(**json.loads(line)) for line in asked.out.read_text().splitlines()]
+        found = latest([StepTime(**json.loads(line)) for line in asked.out.read_text().splitlines()])
     for network in [] if asked.read else asked.networks:
         torch.compiler.reset()
         many_recompilations()
@@ -161,8 +203,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with asked.out.open("a") as lines:
             lines.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
         found += rows
-    for table in tables_of(found):
-        console.print(table)
+    console.print(plans_table(found))
+    summary = networks_table(found)
+    console.out("\n".join(summary), highlight=False)
+    if asked.into:
+        insert(asked.into, "\n".join([*summary, ""]), MARKS)
 
 
 if __name__ == "__main__":

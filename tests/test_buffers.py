@@ -369,7 +369,7 @@ def test_the_bench_shows_what_the_fence_is_for(
 
 
 def test_with_rounds_the_bench_times_all_three_ways_against_the_fenced_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     seconds = {fence.FENCED: 0.02, fence.UNFENCED: 0.04, fence.APART: 0.01}
     report = SimpleNamespace(planned_peak_bytes=1 << 20, generated_peak_bytes=1 << 20)
@@ -384,10 +384,12 @@ def test_with_rounds_the_bench_times_all_three_ways_against_the_fenced_one(
 
     monkeypatch.setattr(fence, "lowered", lowered)
     monkeypatch.setattr(fence, "time_interleaved", timed)
-    monkeypatch.setenv("COLUMNS", "160")
-    assert fence.main(["--networks", "two_losses", "--rounds", "2"]) == 0
+    page = tmp_path / "page.md"
+    page.write_text("above\n{}\n{}\nbelow\n".format(*fence.MARKS))
+    assert fence.main(["--networks", "two_losses", "--rounds", "2", "--into", str(page)]) == 0
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "two_losses" in line)
-    assert [cell.strip() for cell in line.split("│")[-3:-1]] == ["2.000", "0.500"]
+    assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["2.000", "0.500"]
+    assert page.read_text().splitlines()[-3:] == [line, fence.MARKS[1], "below"]
 
 
 @pytest.mark.parametrize(("peak_bytes", "kept_apart"), [(109, True), (110, False)])

@@ -1,12 +1,13 @@
 """The comparison of planned and measured steps: its figure on rows made by hand, and one run from networks to table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bench import cold_compile, step_times
-from bench.step_times import TORCH, StepTime, correlation, ordered_alike
+from bench.step_times import TORCH, StepTime, correlation, latest, networks_table, ordered_alike
 
 
 def row(planned: float | None, measured: float) -> StepTime:
@@ -32,6 +33,21 @@ def test_pairs_that_are_planned_nearly_alike_are_not_asked_about() -> None:
     assert ordered_alike(rows) == (1, 2)  # the last is planned slower than both others, and slower than one
 
 
+def test_a_network_is_shown_as_its_sources_were_measured_last() -> None:
+    old, new, again = (
+        replace(row(1.0, taken), sources=sources) for taken, sources in ((1.0, "a"), (2.0, "b"), (3.0, "b"))
+    )
+    gone = replace(old, fraction=0.25)
+    other = replace(old, network="other")
+    assert latest([gone, old, other, new, again]) == [other, again]
+
+
+def test_the_fastest_and_the_loosest_are_held_against_torchs() -> None:
+    plans = [replace(row(1.0 + k, taken), fraction=1.0 - k) for k, taken in enumerate((2.2, 1.9))]
+    line = networks_table([row(None, 2.0), *plans])[-1]
+    assert [cell.strip() for cell in line.split("|")[-3:-1]] == ["0.950", "1.100"]
+
+
 def test_a_run_from_network_to_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.jsonl"
     arguments = ["--networks", "linear_stack", "--size", "one_block", "--plans", "3", "--rounds", "1"]
@@ -42,8 +58,11 @@ def test_a_run_from_network_to_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert rows[0]["planned_seconds"] <= rows[-1]["planned_seconds"]
     printed = capsys.readouterr().out
     assert "rank correlation" in printed
-    step_times.main(["--read", "--out", str(out)])
+    page = tmp_path / "page.md"
+    page.write_text("above\n{}\n{}\nbelow\n".format(*step_times.MARKS))
+    step_times.main(["--read", "--out", str(out), "--into", str(page)])
     assert capsys.readouterr().out == printed
+    assert page.read_text().splitlines()[2:-2] == networks_table(latest([StepTime(**r) for r in rows]))
 
 
 @pytest.mark.parametrize("where", [[], ["--one-process"]])
