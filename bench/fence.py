@@ -1,12 +1,12 @@
 """``python -m bench.fence``: what the fence refuses, and what that does to the peak and to the time of a step.
 
-    python -m bench.fence --size small --budget 0 --rounds 15
+    python -m bench.fence --size small --budget 0 --rounds 101
 
 Each network is lowered by Inductor in three ways at one budget: with the fence, without it, and with no horizontal
 fusion at all in the backward. A row a network: the planned peak, that of the code of all three, and how many pairs of
 kernels the fence kept apart in the chosen plan. Nothing is compiled for that: bytes are exact. With ``--rounds`` the
-steps are compiled and timed in turn as well, and the row ends with the times (best of all rounds) of the other two over
-that with the fence. ``--into`` writes the table into a page.
+steps are compiled and timed in turn as well, and the row ends with the times (median of all rounds) of the other two
+over that with the fence. ``--into`` writes the table into a page.
 """
 
 import argparse
@@ -80,7 +80,9 @@ def row_of(name: str, size: str, budget: float, rounds: int) -> list[str]:
     row.append(str(made[FENCED][1]))
     if rounds:
         times = time_interleaved({way: step for way, (_, _, step) in made.items()}, rounds=rounds)
-        row += [f"{times[way].min_seconds / times[FENCED].min_seconds:.3f}" for way in (UNFENCED, APART)]
+        row += [
+            f"{times[way].median_seconds / times[FENCED].median_seconds:.3f}" for way in (UNFENCED, APART)
+        ]
     return row
 
 

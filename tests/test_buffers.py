@@ -380,7 +380,7 @@ def test_with_rounds_the_bench_times_all_three_ways_against_the_fenced_one(
 
     def timed(steps: Mapping[str, object], *, rounds: int) -> dict[str, object]:
         assert steps == {way: way for way in seconds}
-        return {way: SimpleNamespace(min_seconds=seconds[way] * rounds) for way in steps}
+        return {way: SimpleNamespace(median_seconds=seconds[way] * rounds) for way in steps}
 
     monkeypatch.setattr(fence, "lowered", lowered)
     monkeypatch.setattr(fence, "time_interleaved", timed)
