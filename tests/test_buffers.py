@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 import graphremat
 from bench import fence
 from bench.networks import NETWORKS
-from bench.uncompiled import planned
+from bench.uncompiled import planned, uncompiled
 from graphremat import candidates, lowering
 from graphremat.fence import Fence, Moments, moments_of
 from graphremat.passes import planner
@@ -366,6 +366,14 @@ def test_the_bench_shows_what_the_fence_is_for(
     monkeypatch.setattr(fence, "row_of", lambda *_: [network, *cells])
     assert fence.main(["--networks", "two_losses"]) == 0
     assert network in capsys.readouterr().out
+
+
+def test_each_way_that_is_timed_is_lowered_for_itself() -> None:
+    ways = fence.FENCED, fence.UNFENCED, fence.APART
+    torch.compiler.reset()
+    with uncompiled():
+        reports = [fence.lowered("called_twice", "tiny", 0.0, way, run=True)[0] for way in ways]
+    assert len(set(map(id, reports))) == len(ways)
 
 
 def test_with_rounds_the_bench_times_all_three_ways_against_the_fenced_one(
