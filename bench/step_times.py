@@ -132,7 +132,7 @@ def measure(
 
 
 def latest(rows: Sequence[StepTime]) -> list[StepTime]:
-    """The rows of each network, size and kind of costs whose sources were measured last."""
+    """The rows of each network and size whose sources were measured last, and of two alike the last one."""
     last = {(row.network, row.size): row.sources for row in rows}
     current = [row for row in rows if row.sources == last[row.network, row.size]]
     return list({(row.network, row.size, row.costs, row.fraction): row for row in current}.values())
@@ -184,7 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", default="small")
     parser.add_argument("--costs", nargs="+", default=["model"], choices=["model", "measure"])
     parser.add_argument("--plans", type=int, default=6, help="fractions from 1 to 0, at least 2")
-    parser.add_argument("--rounds", type=int, help="of timed steps (default: some 45 seconds of them)")
+    parser.add_argument("--rounds", type=int, help=f"of timed steps (default: {TIMED_SECONDS:.0f} s of them)")
     parser.add_argument("--lowering", default="inductor", choices=["inductor", "aot_eager"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--read", action="store_true", help="print what --out holds, measure nothing")
@@ -192,9 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(arguments)
     console = Console()
     found: list[StepTime] = []
-    keep_freed_memory()
     if asked.read:
         found = latest([StepTime(**json.loads(line)) for line in asked.out.read_text().splitlines()])
+    else:
+        keep_freed_memory()
     for network in [] if asked.read else asked.networks:
         torch.compiler.reset()
         many_recompilations()

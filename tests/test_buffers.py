@@ -368,9 +368,9 @@ def test_the_bench_shows_what_the_fence_is_for(
     assert network in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_each_way_that_is_timed_is_lowered_for_itself() -> None:
     ways = fence.FENCED, fence.UNFENCED, fence.APART
-    torch.compiler.reset()
     with uncompiled():
         reports = [fence.lowered("called_twice", "tiny", 0.0, way, run=True)[0] for way in ways]
     assert len(set(map(id, reports))) == len(ways)
