@@ -15,7 +15,7 @@ from bench.against_revolve import compare
 from bench.random_problems import random_problem
 from graphremat.passes import planner
 from graphremat.passes.cut import NoCut
-from graphremat.passes.frontier import Candidate, Frontier, judge, with_recomputation_in_order
+from graphremat.passes.frontier import Candidate, Frontier, judge, pareto, with_recomputation_in_order
 from graphremat.passes.planner import descended, made_beside_saved, plan_frontier, with_exact
 from graphremat.passes.problem import Builder, Kind, Op, Phase, Problem
 from graphremat.passes.schedule import Forget, Make, Run, schedule
@@ -83,6 +83,28 @@ def test_a_deep_chain_reaches_the_square_root() -> None:
     # Input, output, tangent and about two square roots of layers, 100 bytes each.
     assert lowest.peak_bytes <= 100 * (2 * math.sqrt(length) + 5)
     assert lowest.recompute_seconds <= length
+
+
+@pytest.mark.parametrize("most", [2, 3, 5, 9])
+def test_plans_that_are_missed_least_are_left_out(most: int) -> None:
+    def seconds_over_all_budgets(kept: Sequence[Candidate]) -> float:
+        runs = [c.replay for c in kept]
+        return sum((a.peak_bytes - b.peak_bytes) * b.seconds for a, b in itertools.pairwise(runs))
+
+    problem = chain(24, internal=1)
+    all_plans = plan_frontier(problem, most=1000).candidates
+    kept = pareto(list(all_plans), most)
+    assert kept[0] is all_plans[0]
+    assert kept[-1] is all_plans[-1]
+    assert len(kept) == most
+    if most <= 3:  # one in the middle is the best of all, or there is none
+        best = min(
+            seconds_over_all_budgets((all_plans[0], *middle, all_plans[-1]))
+            for middle in itertools.combinations(all_plans[1:-1], most - 2)
+        )
+        assert seconds_over_all_budgets(kept) <= 1.02 * best
+    spread = [all_plans[round(i * (len(all_plans) - 1) / (most - 1))] for i in range(most)]
+    assert seconds_over_all_budgets(kept) <= seconds_over_all_budgets(spread)
 
 
 def test_a_budget_below_the_lowest_plan_has_none() -> None:
