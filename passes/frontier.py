@@ -79,8 +79,8 @@ class Frontier:
 
 
 def pareto(found: list[Candidate], most: int) -> tuple[Candidate, ...]:
-    """Plans that no other beats in peak and seconds, a looser budget with no more recomputation. ``most`` are kept, both
-    ends among them: the one whose loss costs the fewest seconds over all budgets goes first."""
+    """Plans that no other beats in peak and seconds, a looser budget with no more recomputation. At most ``most`` are
+    kept, both ends among them: the one that is missed least, by seconds over all budgets, goes first."""
     order = sorted(found, key=lambda c: (c.replay.seconds, c.replay.peak_bytes, c.plan.saved))
     kept: list[Candidate] = []
     for candidate in order:
