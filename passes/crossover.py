@@ -57,12 +57,16 @@ def crossed(
         for saved in _crossings(problem, *pair):
             if len(made) >= most_looks or time.monotonic() >= deadline:
                 return made
-            if saved not in known:
-                known.add(saved)
-                try:
-                    plan = schedule(problem, saved, "crossover")
-                except ScheduleError:
-                    continue
+            if saved in known:
+                continue
+            known.add(saved)
+            try:
+                plan = schedule(problem, saved, "crossover")
+            except ScheduleError:
+                continue
+            used = frozenset(plan.saved)  # less what nothing reads
+            if used == saved or used not in known:
+                known.add(used)
                 written = {*pair[0].plan.written, *pair[1].plan.written}
                 made.append(judge(problem, replace(plan, written=tuple(sorted(written)))))
 
