@@ -10,15 +10,11 @@ each network there, and ``--into`` writes the lines of networks into a page. Whe
 noise decides their order: the table says as well how many of the pairs that are planned to be ``APART`` or more apart
 the clock orders as planned.
 
-The C library is told to keep what is freed. Else it gives the top of its heap back to the system and gets it again page
-by page, in some steps and not in others: of ``resnet`` (large) at one budget up to 260 MiB a step and 130 ms of 750, at
-another nothing, in one process; what was allocated before decides it.
+The C library is told to keep what is freed (:mod:`bench.malloc`).
 """
 
 import argparse
-import ctypes
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
@@ -32,6 +28,7 @@ from scipy.stats import spearmanr
 import graphremat
 from bench import markdown
 from bench.cold_compile import cold_seconds
+from bench.malloc import keep_freed_memory
 from bench.networks import NETWORKS, names_of
 from bench.sources import digest_of
 from graphremat.demo import insert
@@ -81,15 +78,6 @@ def ordered_alike(rows: Sequence[StepTime]) -> tuple[int, int]:
     planned = [(row.planned_seconds, row.median_seconds) for row in rows if row.planned_seconds is not None]
     pairs = [(a, b) for a, b in permutations(planned, 2) if b[0] >= (1 + APART) * a[0]]
     return sum(b[1] > a[1] for a, b in pairs), len(pairs)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc's malloc return nothing to the system, and take no block from it that it returns when it is freed."""
-    if sys.platform == "linux":
-        mallopt = ctypes.CDLL(None).mallopt
-        trim_threshold, mmap_max = -1, -4  # names of malloc.h
-        mallopt(trim_threshold, -1)
-        mallopt(mmap_max, 0)
 
 
 def measure(

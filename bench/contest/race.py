@@ -21,6 +21,7 @@ from bench.contest.contestants import REFERENCE_CONTESTANT, Contestant
 from bench.contest.rows import OURS, REFERENCE, Row
 from bench.contest.workload import Workload
 from bench.keep_budget import storage_bytes
+from bench.malloc import keep_freed_memory
 from bench.sources import digest_of
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
 from graphremat.passes.flops import attention_flops
@@ -59,10 +60,12 @@ def new_row(contestant: Contestant, workload: str, size: str) -> Row:
 
 
 def get_ready() -> None:
-    """Settings of the process: nothing out of caches, and many compiled versions of one function."""
+    """Settings of the process: nothing out of caches, many compiled versions of one function, and an allocator that is
+    the same in every step."""
     torch.compiler.config.force_disable_caches = True
     warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
     many_recompilations()
+    keep_freed_memory()
 
 
 @dataclass
