@@ -1,9 +1,9 @@
 """The C library's allocator, told to be the same in every step that is timed.
 
 By itself glibc gives the top of its heap back to the system and gets it again page by page, in some steps and not in
-others; what a process allocated before decides it. Of ``resnet`` (large) at one budget that was 260 MiB and 130 of the
-750 ms of a step, at another nothing, in one process. Of a Llama with adapters one and the same code, of 333 MiB, took 0.97
-of the step of ``torch.compile`` in one process and 1.14 in another.
+others; what a process allocated before decides it. Of ``resnet`` (large) at one budget that was 260 MiB and 130 of
+the 750 ms of a step, at another nothing, in one process. Of a Llama with adapters one and the same code, of 333 MiB,
+took 0.97 of the step of ``torch.compile`` in one process and 1.14 in another.
 """
 
 import ctypes
