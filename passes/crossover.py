@@ -1,10 +1,9 @@
 """Crossover: of two plans, what the one saves of the early forward and what the other saves of the late. Free of torch.
 
 A cut of the whole graph saves all values of a price at once, and the programme over stages knows the options of each
-segment's own hull alone. So there are wide gaps between neighbours on a frontier, in which a budget buys nothing, and
-next to a cut that is dear nowhere, plans that are dear in some places. One-point crossover (Holland 1975) of what two
-neighbours save takes the one's way up to some place of the forward and the other's from there on. That is a plan like
-any other: what it lacks it makes again.
+segment's own hull alone. So there are wide gaps between neighbours on a frontier, in which more budget buys nothing.
+One-point crossover (Holland 1975) of what two neighbours save takes the one's way up to some place of the forward and
+the other's from there on. That is a plan like any other: what it lacks it makes again.
 
     >>> from graphremat.passes.frontier import judge
     >>> from graphremat.passes.schedule import schedule
@@ -47,11 +46,11 @@ def crossed(
     known = {frozenset(c.plan.saved) for c in found}
     done: set[tuple[Candidate, Candidate]] = set()
     made: list[Candidate] = []
-    while True:
+    while len(made) < most_looks:
         front = pareto([*found, *made], len(found) + len(made))
         pairs = [pair for pair in itertools.pairwise(front) if pair not in done]
         if not pairs:
-            return made
+            break
         pair = max(pairs, key=_area)
         done.add(pair)
         for saved in _crossings(problem, *pair):
@@ -69,6 +68,7 @@ def crossed(
                 known.add(used)
                 written = {*pair[0].plan.written, *pair[1].plan.written}
                 made.append(judge(problem, replace(plan, written=tuple(sorted(written)))))
+    return made
 
 
 def _area(pair: tuple[Candidate, Candidate]) -> float:

@@ -45,10 +45,6 @@ SEARCH_WORK = 200_000
 MOST_LOOKS = 3_000
 LEAST_LOOKS = 100
 """Below this the local search is not begun."""
-CROSSOVER_WORK = 200_000
-"""Ops replayed to cross plans with each other: one to two seconds. Of a Llama with adapters (1,938 ops) the widest step
-between neighbouring peaks was 29% of their range without, 7% with this, and no less with twice as many."""
-MOST_CROSSINGS = 600
 WIDE_LOOKS = 1_000
 """From this on the search looks at every move, below at the most promising ``NARROW_WIDTH``."""
 NARROW_WIDTH = 6
@@ -70,6 +66,10 @@ FINEST_STEP = 200
 DESCENT_WIDTH = 3
 """Moves that the descent looks at from one plan. Where saved values may be made again it comes lower with 3 than with 6
 in as many looks, in a large U-Net to 79 instead of 86 MiB; where they may not, 6 would be a little better there."""
+CROSSOVER_WORK = 200_000
+"""Ops replayed to cross plans with each other: one to two seconds. Of a Llama with adapters (1,938 ops) the widest step
+between neighbouring peaks was 29% of their range without, 7% with this, and no less with twice as many."""
+MOST_CROSSINGS = 600
 
 
 @garbage_left()
@@ -92,8 +92,8 @@ def plan_frontier(
         most_recomputations: how often an op may run again, at least 1; None for as often as it pays.
         remake_saved: whether a saved value may be let go in the backward and made again there.
         time_limit_seconds: after it no further plan is tried. Without it the same problem gives the same plans.
-        effort: how much of the usual work to spend on the local search, 0.0 to 1.0; below 1.0 the programme gives
-            :data:`FEW_PLANS`.
+        effort: how much of the usual work to spend on the local search and on crossover, 0.0 to 1.0; below 1.0 the
+            programme gives :data:`FEW_PLANS`.
 
     Raises:
         graphremat.passes.cut.NoCut: the backward needs something that can neither be saved nor recomputed.
