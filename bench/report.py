@@ -79,8 +79,9 @@ def page_of(rows: Sequence[Row], batch_rows: Sequence[BatchRow], seed_rows: Sequ
         "",
         _paragraph(
             f"""Measured on {where}. Peaks are by the allocator's events, over parameters, buffers and inputs. Steps
-            are the best of several forwards and backwards, in turns, as ratios to `{REFERENCE}` in the same rounds. A
-            point is dominated if one of ours has no higher a peak and takes at most {TOLERANCE:.2f} times its step."""
+            are medians of several forwards and backwards, in turns, as ratios to `{REFERENCE}` in the same
+            rounds{_by_the_best(verdicts)}. A point is dominated if one of ours has no higher a peak and takes at most
+            {TOLERANCE:.2f} times its step."""
         ),
         "",
         _told(verdicts),
@@ -128,6 +129,12 @@ def _told(verdicts: Sequence[Verdict]) -> str:
         f"""**{dominated} of {points} points of the others are dominated by ours.** At equal peak our step takes
         {_ratio(mean)} of the fastest of the others', in the geometric mean over workloads."""
     )
+
+
+def _by_the_best(verdicts: Sequence[Verdict]) -> str:
+    """Which workloads go by best steps."""
+    names = [verdict.workload for verdict in verdicts if not verdict.by_median]
+    return f"; the best, not medians, for {', '.join(names)}, whose rows are older" if names else ""
 
 
 def _paragraph(text: str) -> str:

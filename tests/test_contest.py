@@ -110,6 +110,29 @@ def test_a_verdict_by_hand() -> None:
     assert found.volume_ratio == pytest.approx((20 * 2.0 + 10 * 1.0) / (21 * 1.0 + 18 * 1.01 + 10 * 0.99))
 
 
+def test_a_verdict_goes_by_medians_where_all_rows_have_them() -> None:
+    ours, theirs = (
+        row(name, 8, best, family, median_seconds=median, reference_median_seconds=2.0)
+        for name, best, family, median in ((OURS, 1.5, OURS, 3.0), ("amb", 1.0, "eager", 3.0))
+    )
+    (found,) = verdicts_of([ours, theirs])
+    assert found.by_median and not found.losses
+    assert found.time_at_equal_peak == pytest.approx(1.0)
+    (found,) = verdicts_of([ours, replace(theirs, reference_median_seconds=None)])
+    assert not found.by_median
+    assert [(loss.ours and loss.ours.ratio) for loss in found.losses] == [1.5]
+    (found,) = verdicts_of([ours, theirs, row("eager", 1, 1.0, failure="no")])
+    assert found.by_median
+
+
+def test_plans_of_an_earlier_planner_do_not_count() -> None:
+    old = [replace(row(f"{OURS} {k}", 8 + k, 1.0, OURS), sources="old") for k in range(2)]
+    new = replace(row(f"{OURS} 0", 9, 2.0, OURS), sources="new")
+    other = replace(row(f"{OURS} 1", 9, 2.0, OURS), sources="old", workload="elsewhere")
+    theirs = [replace(row(name, 9, 2.0), sources=name) for name in ("eager", "amb")]
+    assert latest([*old, *theirs, new, other]) == [*theirs, new, other]
+
+
 def test_gradients_are_taken_off_both() -> None:
     rows = [row("amb", 8, 1.0, gradient_bytes=4), row(OURS, 6, 1.0, OURS, gradient_bytes=4)]
     (found,) = verdicts_of(rows)

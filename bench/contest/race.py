@@ -218,7 +218,7 @@ class Track:
             {one.row.contestant: one.step for one in (self.reference, *ready)}, rounds=rounds
         )
         self.clear()
-        reference_seconds = times[REFERENCE].min_seconds
+        reference = times[REFERENCE]
         return [
             replace(
                 one.row,
@@ -226,7 +226,8 @@ class Track:
                 median_seconds=times[one.row.contestant].median_seconds,
                 min_seconds=times[one.row.contestant].min_seconds,
                 spread_seconds=times[one.row.contestant].spread_seconds,
-                reference_seconds=reference_seconds,
+                reference_seconds=reference.min_seconds,
+                reference_median_seconds=reference.median_seconds,
             )
             for one in ready
         ]

@@ -23,9 +23,9 @@ class Row:
     """One contestant on one workload. What was not measured is None, and ``failure`` says why.
 
     ``peak_bytes`` are over ``held_bytes``: parameters, buffers and inputs; gradients are part of the peak.
-    ``reference_seconds`` is the best step of :data:`REFERENCE` in the same rounds. FLOPs are of matrix products,
-    convolutions and attention. ``kernels`` are those that Inductor generated, ``plan_seconds`` a part of
-    ``first_step_seconds``.
+    ``reference_seconds`` is the best step of :data:`REFERENCE` in the same rounds, ``reference_median_seconds`` the
+    median one; rows of before 2026-11-29 may lack the latter. FLOPs are of matrix products, convolutions and attention.
+    ``kernels`` are those that Inductor generated, ``plan_seconds`` a part of ``first_step_seconds``.
     """
 
     workload: str
@@ -50,6 +50,7 @@ class Row:
     min_seconds: float | None = None
     spread_seconds: float | None = None
     reference_seconds: float | None = None
+    reference_median_seconds: float | None = None
     machine: str = ""
     threads: int = 0
     torch_version: str = ""
@@ -66,17 +67,23 @@ class Row:
         return self.workload, self.size, self.contestant
 
     @property
-    def ratio(self) -> float | None:
-        """Best step over that of :data:`REFERENCE`: what else a machine does only ever adds to a step, and on one that
-        is not quiet the medians tell more of that than of the contestants."""
+    def best_ratio(self) -> float | None:
+        """Best step over that of :data:`REFERENCE`."""
         if self.min_seconds is None or not self.reference_seconds:
             return None
         return self.min_seconds / self.reference_seconds
 
     @property
+    def median_ratio(self) -> float | None:
+        """Median step over that of :data:`REFERENCE`: one lucky round decides nothing."""
+        if self.median_seconds is None or not self.reference_median_seconds:
+            return None
+        return self.median_seconds / self.reference_median_seconds
+
+    @property
     def done(self) -> bool:
         """Whether there is nothing left to measure."""
-        return self.failure is not None or self.ratio is not None
+        return self.failure is not None or self.best_ratio is not None
 
 
 def read(path: Path) -> list[Row]:
@@ -92,5 +99,14 @@ def append(path: Path, row: Row) -> None:
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
-    """Of each contestant on each workload the row that was written last."""
-    return list({row.place: row for row in rows if row.done}.values())
+    """Of each contestant on each workload the row that was written last; of ours, those of the sources that were
+    measured last there, since nobody can have a plan of last week's planner beside one of today's."""
+    done = [row for row in rows if row.done]
+    current = {(row.workload, row.size): row.sources for row in done if row.family == OURS}
+    return list(
+        {
+            row.place: row
+            for row in done
+            if row.family != OURS or row.sources == current[row.workload, row.size]
+        }.values()
+    )

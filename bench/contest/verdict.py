@@ -1,7 +1,8 @@
 """Who won, from the rows alone. Needs no torch.
 
 A point is dominated if one of ours has a peak that is no higher and a step of at most :data:`TOLERANCE` times its own.
-Times are ratios to the reference's of the same rounds.
+Times are ratios to the reference's of the same rounds: of median steps, or of the best ones for a workload of which an
+older row has no median of the reference.
 """
 
 import math
@@ -37,13 +38,17 @@ class Loss:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One workload: the points of both sides, and what became of those that failed."""
+    """One workload: the points of both sides, and what became of those that failed.
+
+    ``by_median`` says by which steps.
+    """
 
     workload: str
     size: str
     ours: tuple[Point, ...]
     others: tuple[Point, ...]
     failed: tuple[Row, ...]
+    by_median: bool = True
 
     @property
     def losses(self) -> list[Loss]:
@@ -99,12 +104,19 @@ def _peak(point: Point) -> tuple[int, float]:
     return point.peak_bytes, point.ratio
 
 
+def have_medians(rows: Sequence[Row]) -> bool:
+    """Whether all rows that did not fail can be held against the reference by medians."""
+    return all(row.median_ratio is not None for row in rows if row.failure is None)
+
+
 def points_of(rows: Sequence[Row]) -> list[Point]:
-    """The rows that have a peak and a time."""
+    """The rows that have a peak and a time, all by medians if they can be."""
+    by_median = have_medians(rows)
+    ratios = [row.median_ratio if by_median else row.best_ratio for row in rows]
     return [
-        Point(row, row.peak_bytes, row.ratio)
-        for row in rows
-        if row.failure is None and row.peak_bytes is not None and row.ratio is not None
+        Point(row, row.peak_bytes, ratio)
+        for row, ratio in zip(rows, ratios, strict=True)
+        if row.failure is None and row.peak_bytes is not None and ratio is not None
     ]
 
 
@@ -148,7 +160,7 @@ def verdicts_of(rows: Sequence[Row]) -> list[Verdict]:
         others = tuple(p for p in points if p.row.family != OURS)
         if ours and others:
             failed = tuple(row for row in here if row.failure is not None)
-            found.append(Verdict(workload, size, ours, others, failed))
+            found.append(Verdict(workload, size, ours, others, failed, have_medians(here)))
     return found
 
 
