@@ -116,7 +116,8 @@ def test_a_verdict_goes_by_medians_where_all_rows_have_them() -> None:
         for name, best, family, median in ((OURS, 1.5, OURS, 3.0), ("amb", 1.0, "eager", 3.0))
     )
     (found,) = verdicts_of([ours, theirs])
-    assert found.by_median and not found.losses
+    assert found.by_median
+    assert not found.losses
     assert found.time_at_equal_peak == pytest.approx(1.0)
     (found,) = verdicts_of([ours, replace(theirs, reference_median_seconds=None)])
     assert not found.by_median
