@@ -18,6 +18,7 @@ import difflib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
@@ -31,6 +32,8 @@ from graphremat.units import MAX_BYTES, parse_bytes
 
 Budget: TypeAlias = int | float | Literal["auto"] | None
 """Bytes as ``int``, a fraction in [0, 1] as ``float``, what the device has left, or ``None`` for the fastest plan."""
+
+_OPERATOR = re.compile(r"\w+::\w+")
 
 DUMP_VARIABLE = "GRAPHREMAT_DUMP"
 """The environment variable that ``dump_dir`` falls back to."""
@@ -54,6 +57,8 @@ class Options:
             that this would not keep is an error all the same), or raise
             :class:`~graphremat.errors.PlanningError` (``"error"``).
         annotations: ``"honour"`` or ``"ignore"`` what ``torch.utils.checkpoint`` asks for.
+        repeatable: operators (``"namespace::name"``) that are not torch's own, your own say, and that compute and do
+            nothing else: what they give may be made again in the backward, where it is otherwise saved.
         costs: price the graph's ops by formulas (``"model"``), or time its matrix products, convolutions and attentions
             on the device (``"measure"``), once for each op and shape; what was timed is kept for the next compilation.
         device_costs: the device whose speed prices the ops; ``None`` is the device that the graph is on.
@@ -79,6 +84,7 @@ class Options:
     on_infeasible: Literal["error", "min_peak"] = "error"
     on_failure: Literal["fallback", "error"] = "fallback"
     annotations: Literal["honour", "ignore"] = "honour"
+    repeatable: tuple[str, ...] = ()
     costs: Literal["model", "measure"] = "model"
     device_costs: str | None = None
     max_plans: int = 64
@@ -204,6 +210,13 @@ def _device_costs(name: str, value: object) -> str | None:
     return value
 
 
+def _operators(name: str, value: object) -> tuple[str, ...]:
+    names: list[Any] = list(value) if isinstance(value, (list, tuple, set, frozenset)) else [None]
+    if not all(isinstance(n, str) and _OPERATOR.fullmatch(n) for n in names):
+        _refuse(name, value, "a list of names of operators, like ['my_library::my_operator']")
+    return tuple(sorted(set(names)))
+
+
 def _switch(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         _refuse(name, value, "True or False")
@@ -249,6 +262,7 @@ _PARSERS: Mapping[str, Callable[[str, object], Any]] = MappingProxyType(
         "on_infeasible": _one_of("error", "min_peak"),
         "on_failure": _one_of("fallback", "error"),
         "annotations": _one_of("honour", "ignore"),
+        "repeatable": _operators,
         "costs": _one_of("model", "measure"),
         "device_costs": _device_costs,
         "max_plans": _count(2, 256),

@@ -240,6 +240,7 @@ def partition(
             num_forward_outputs=num_forward_outputs,
             static_lifetime_input_indices=static_lifetime_input_indices,
             honour_annotations=options.annotations == "honour",
+            repeatable=options.repeatable,
         )
     torchs = torchs_graphs(joint, joint_inputs, static_lifetime_input_indices)
     if not joint.differentiates:

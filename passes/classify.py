@@ -6,6 +6,7 @@ are set by torch's own functions.
 """
 
 import operator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from graphremat.passes.problem import Phase
 
 MARKED = "marked to be saved"
 TO_RECOMPUTE = "marked by the user to be recomputed"
+
+REPEATABLE = frozenset({"transformers::grouped_mm_fallback"})
+"""Operators of libraries that compute and do nothing else, as their sources show; the user may name more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,8 @@ class JointGraph:
     """Why a node must not run a second time, in words; nodes that may are not in it."""
     unsavable: dict[fx.Node, str]
     """Why a node's result must not be saved; the user's annotations are such reasons."""
+    repeatable: frozenset[str]
+    """Operators that torch does not know but of which somebody has said that they may run again."""
     differentiates: bool
     """False for a graph whose backward needs nothing: there is nothing to plan."""
 
@@ -43,8 +49,18 @@ def read_joint_graph(
     num_forward_outputs: int,
     static_lifetime_input_indices: list[int] | None,
     honour_annotations: bool = True,
+    repeatable: Iterable[str] = (),
 ) -> JointGraph:
-    """Clean the joint graph (dead code, common subexpressions) in place and classify its nodes."""
+    """Clean the joint graph (dead code, common subexpressions) in place and classify its nodes.
+
+    Args:
+        module: the graph.
+        num_forward_outputs: of its outputs, the first so many are the forward's.
+        static_lifetime_input_indices: inputs that stay where they are, parameters say.
+        honour_annotations: whether to do what the user has marked.
+        repeatable: operators (``"namespace::name"``) that may run again besides torch's own and :data:`REPEATABLE`.
+    """
+    safe = REPEATABLE.union(repeatable)
     module.graph.eliminate_dead_code()
     module.graph = private.fx_graph_cse(module.graph)
     memory_read = read_by_memory(module.graph)
@@ -75,7 +91,7 @@ def read_joint_graph(
         if private.must_recompute(node):
             unsavable[node] = TO_RECOMPUTE
             continue
-        reason = keep_reason(node)
+        reason = keep_reason(node, safe)
         if reason == MARKED and classify_kind(node) is NodeKind.VIEW:
             base = _base_of(node)  # a view may run again: what is saved is its memory
             if base.op == "call_function":
@@ -101,6 +117,7 @@ def read_joint_graph(
         phases,
         keep,
         unsavable,
+        safe,
         differentiates=bool(info.required_bw_nodes),
     )
 
@@ -131,18 +148,19 @@ def _base_of(view: fx.Node) -> fx.Node:
     return base.all_input_nodes[0] if base.target is operator.getitem else base
 
 
-def keep_reason(node: fx.Node) -> str:
+def keep_reason(node: fx.Node, repeatable: Collection[str] = REPEATABLE) -> str:
     """Why this node must not run again in the backward; empty if it may.
 
     Random ops would draw again, collectives and effects would be seen twice, mutations would be applied twice, and
-    what an opaque operator does is not known. What the user marked to be recomputed is not asked here.
+    what an opaque operator does is not known unless it is ``repeatable``. What the user marked to be recomputed is not
+    asked here.
     """
     if node.meta.get("recompute") == torch.utils.checkpoint.CheckpointPolicy.MUST_SAVE:
         return MARKED
-    return effect_of(node)
+    return effect_of(node, repeatable)
 
 
-def effect_of(node: fx.Node) -> str:
+def effect_of(node: fx.Node, repeatable: Collection[str] = REPEATABLE) -> str:
     """What running this node a second time would do, in words, whatever the user has marked; empty if nothing."""
     target = node.target
     if isinstance(target, private.OpOverload):
@@ -152,8 +170,10 @@ def effect_of(node: fx.Node) -> str:
             return "mutates an operand"
         if target.namespace in ("_c10d_functional", "c10d", "_dtensor"):
             return "collective"
-        if not private.is_builtin_operator(target):
-            return "opaque operator: it may have effects"
+        if not private.is_builtin_operator(target) and target._schema.name not in repeatable:
+            return (
+                f"opaque operator: it may have effects unless {target._schema.name} is said to be repeatable"
+            )
         return ""
     if isinstance(target, private.HigherOrderOperator):
         return "" if target.name() in _PURE_HIGHER_ORDER else "higher order operator"

@@ -131,6 +131,11 @@ def _grouped_mm(node: fx.Node, hint: SizeHint) -> int:
     return 2 * prod(a) * b[-1]
 
 
+def _grouped_mm_backward(node: fx.Node, hint: SizeHint) -> int:
+    """The gradients of both operands, each as many FLOPs as the forward."""
+    return 2 * _grouped_mm(node, hint)
+
+
 _FORMULAS: Mapping[str, Callable[[fx.Node, SizeHint], int]] = {
     **{
         f"aten._scaled_dot_product_{name}{direction}": _attention
@@ -154,4 +159,6 @@ _FORMULAS: Mapping[str, Callable[[fx.Node, SizeHint], int]] = {
     "aten.convolution_backward": _convolution_backward,
     "aten._grouped_mm": _grouped_mm,
     "aten._scaled_grouped_mm": _grouped_mm,
+    "transformers.grouped_mm_fallback": _grouped_mm,
+    "transformers.grouped_mm_fallback_backward": _grouped_mm_backward,
 }

@@ -55,9 +55,10 @@ def check_split(
     for name in sorted(once):
         if runs[name] > 1:
             raise ValueError(f"{name} runs twice, but must not")
-    before = _with_effects(joint.module)
+    before = _with_effects(joint.module, joint.repeatable)
     asked = {node.target for node in joint.module.graph.nodes if private.must_recompute(node)}
-    for target, times in (_with_effects(forward) + _with_effects(backward)).items():
+    after = _with_effects(forward, joint.repeatable) + _with_effects(backward, joint.repeatable)
+    for target, times in after.items():
         if times > before[target] and target not in asked:
             raise ValueError(
                 f"{target} draws or changes something, and runs {times} times for {before[target]}"
@@ -65,13 +66,15 @@ def check_split(
     _check_order(index, plan, backward)
 
 
-def _with_effects(module: fx.GraphModule) -> Counter[object]:
+def _with_effects(module: fx.GraphModule, repeatable: frozenset[str]) -> Counter[object]:
     """How often each operator runs that draws random numbers, writes over an operand or may have another effect.
 
     Higher-order operators are left out: what the user marked to be drawn again runs inside some, with its state kept.
     """
     calls = (n for n in module.graph.nodes if n.op == "call_function")
-    return Counter(n.target for n in calls if isinstance(n.target, private.OpOverload) and effect_of(n))
+    return Counter(
+        n.target for n in calls if isinstance(n.target, private.OpOverload) and effect_of(n, repeatable)
+    )
 
 
 def _from_outside(node: fx.Node) -> bool:

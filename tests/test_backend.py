@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -266,7 +266,8 @@ def test_dropout_gradient_has_the_mask_of_the_forward() -> None:
         assert ((x.grad != 0) == (y != 0)).all()
 
 
-def test_a_user_operator_runs_once() -> None:
+@pytest.mark.parametrize("repeatable", [(), ("graphremat_test::noted",)])
+def test_a_user_operator_runs_once_unless_it_is_said_to_be_repeatable(repeatable: Sequence[str]) -> None:
     calls: list[int] = []
 
     @torch.library.custom_op("graphremat_test::noted", mutates_args=())
@@ -286,9 +287,17 @@ def test_a_user_operator_runs_once() -> None:
         return x.sum()
 
     x = torch.randn(32, 32, requires_grad=True)
-    run = compiled(f, memory_budget=0.0)
-    run(x).backward()  # type: ignore[attr-defined]
-    assert len(calls) == 3
+    (wanted,) = torch.autograd.grad(f(x), x)
+    calls.clear()
+    run = compiled(f, memory_budget=0.0, repeatable=repeatable)
+    (found,) = torch.autograd.grad(run(x), x)
+    assert 3 < len(calls) <= 6 if repeatable else len(calls) == 3
+    torch.testing.assert_close(found, wanted)
+
+
+def test_an_operator_that_nobody_has_registered_is_our_error() -> None:
+    with pytest.raises(graphremat.OptionError, match="no operator 'graphremat_test::misspelt'"):
+        compiled(Blocks(mlp), repeatable=["graphremat_test::misspelt"])(torch.randn(8, 16))
 
 
 def test_inference_passes_through() -> None:

@@ -174,6 +174,7 @@ CHANGED = Options(
     on_infeasible="min_peak",
     on_failure="error",
     annotations="ignore",
+    repeatable=("mine::op",),
     costs="measure",
     device_costs="A100-40GB",
     max_plans=2,
@@ -196,9 +197,8 @@ def test_the_cache_key_covers_what_changes_the_plan(name: str) -> None:
 
 
 def test_the_cache_key_is_stable_text() -> None:
-    assert json.loads(CHANGED.cache_key()) == {
-        name: getattr(CHANGED, name) for name in NAMES if name != "dump_dir"
-    }
+    said = {name: getattr(CHANGED, name) for name in NAMES if name != "dump_dir"}
+    assert json.loads(CHANGED.cache_key()) == {**said, "repeatable": ["mine::op"]}
     assert Options(memory_budget=1).cache_key() != Options(memory_budget=1.0).cache_key()
 
 
