@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bench.contest.libraries import LIBRARIES
 from bench.contest.workload import Workload
+from graphremat.tracing import trace_step
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
 
@@ -180,6 +181,17 @@ def test_the_least_memory_gives_the_same(name: str) -> None:
     workload = tiny(name)
     compiled = torch.compile(workload.model, backend="graphremat", options=PLANNED, fullgraph=True)
     assert_same(step(workload, compiled), step(workload))
+
+
+def test_the_products_of_experts_may_run_again_and_have_a_price() -> None:
+    workload = tiny("mixtral")
+    problem = trace_step(workload.model, workload.inputs, with_torchs=False).problem
+    name = "transformers.grouped_mm_fallback"
+    forwards = [op for op in problem.ops if op.target.startswith(f"{name}.")]
+    backwards = [op for op in problem.ops if op.target.startswith(f"{name}_backward.")]
+    assert len(forwards) == len(backwards) > 0
+    assert not any(op.keep for op in forwards)
+    assert sum(op.flops for op in backwards) == 2 * sum(op.flops for op in forwards) > 0
 
 
 def test_an_unknown_size_names_the_known_ones() -> None:
