@@ -1,6 +1,7 @@
 """The account of a compilation: the report, the dumps, and the error that says why a budget cannot be kept."""
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 
 from graphremat.candidates import Lowered
@@ -8,6 +9,7 @@ from graphremat.choose import Aim, Choice
 from graphremat.dumps import Dumps
 from graphremat.errors import BudgetInfeasible
 from graphremat.options import Options
+from graphremat.passes.classify import OPAQUE
 from graphremat.passes.cut import CutGraph
 from graphremat.passes.frontier import Candidate, Frontier
 from graphremat.passes.measure_ops import MeasuredOps
@@ -33,6 +35,11 @@ def over_budget(options: Options, problem: Problem, choice: Choice, truth: StepT
         )
     else:
         help_words = "a smaller batch or sequence, or a lower precision, would help"
+    if opaque := _opaque_results(problem):
+        help_words += (
+            f"; {format_bytes(sum(opaque.values()))} are results of {', '.join(sorted(opaque))}, saved since running "
+            "them twice might be seen: if they compute and do nothing else, name them in the option repeatable"
+        )
     message = (
         f"no plan keeps the step under {format_bytes(choice.budget_bytes)}: the lowest peak found is "
         f"{format_bytes(truth.peak_bytes)}, at {truth.peak_at}\n"
@@ -48,6 +55,18 @@ def over_budget(options: Options, problem: Problem, choice: Choice, truth: StepT
             holders=truth.alive_at_peak[:8],
         )
     log.warning("on_infeasible='min_peak': %s", message)
+
+
+def _opaque_results(problem: Problem) -> dict[str, int]:
+    """Bytes that the operators give which are saved because nothing is known of them, by their names."""
+    found: dict[str, int] = defaultdict(int)
+    for op in problem.ops:
+        if op.keep.startswith(OPAQUE):
+            namespace, name, _ = op.target.split(".")
+            found[f"{namespace}::{name}"] += sum(
+                problem.graph_bytes(problem.values[value].storage) for value in op.writes
+            )
+    return dict(found)
 
 
 def make_report(

@@ -20,6 +20,8 @@ from graphremat.passes.problem import Phase
 MARKED = "marked to be saved"
 TO_RECOMPUTE = "marked by the user to be recomputed"
 
+OPAQUE = "opaque operator"
+
 REPEATABLE = frozenset({"transformers::grouped_mm_fallback"})
 """Operators of libraries that compute and do nothing else, as their sources show; the user may name more."""
 

@@ -292,6 +292,11 @@ def test_a_user_operator_runs_once_unless_it_is_said_to_be_repeatable(repeatable
     run = compiled(f, memory_budget=0.0, repeatable=repeatable)
     (found,) = torch.autograd.grad(run(x), x)
     assert 3 < len(calls) <= 6 if repeatable else len(calls) == 3
+    torch.compiler.reset()
+    with pytest.raises(graphremat.BudgetInfeasible) as caught:
+        compiled(f, memory_budget=1000, repeatable=repeatable)(x)
+    hint = "12.00 KiB are results of graphremat_test::noted"
+    assert (hint in str(caught.value)) == (not repeatable)
     torch.testing.assert_close(found, wanted)
 
 
