@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Any
 
 import torch
@@ -234,7 +235,7 @@ class Track:
 
 
 def _counting() -> FlopCounterMode:
-    """torch's counter, told of attention on the CPU, which it does not know."""
+    """torch's counter, told of what it does not know: attention on the CPU, and Mixtral's products of experts."""
 
     def forward(query: Any, key: Any, value: Any, dropout: float = 0.0, is_causal: bool = False, *_: Any,
                 **__: Any) -> int:  # fmt: skip
@@ -244,14 +245,21 @@ def _counting() -> FlopCounterMode:
                *_: Any, **__: Any) -> int:  # fmt: skip
         return attention_flops(query, key, value, causal=is_causal, backward=True)
 
-    aten = torch.ops.aten
-    return FlopCounterMode(
-        display=False,
-        custom_mapping={
-            aten._scaled_dot_product_flash_attention_for_cpu: forward,
-            aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
-        },
-    )
+    def experts(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
+        return 2 * int(prod(rows)) * int(weights[-1])
+
+    def experts_backward(*operands: Any, **__: Any) -> int:
+        return 2 * experts(*operands)
+
+    aten, transformers = torch.ops.aten, torch.ops.transformers
+    known = {
+        aten._scaled_dot_product_flash_attention_for_cpu: forward,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+    }
+    if hasattr(transformers, "grouped_mm_fallback"):
+        known[transformers.grouped_mm_fallback] = experts
+        known[transformers.grouped_mm_fallback_backward] = experts_backward
+    return FlopCounterMode(display=False, custom_mapping=known)
 
 
 def _told_by_reports(reports: Sequence[graphremat.Report]) -> dict[str, Any]:
