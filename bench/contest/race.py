@@ -235,7 +235,7 @@ class Track:
 
 
 def _counting() -> FlopCounterMode:
-    """torch's counter, told of what it does not know: attention on the CPU, and Mixtral's products of experts."""
+    """torch's counter, told of what it does not know: attention on the CPU, and products by groups."""
 
     def forward(query: Any, key: Any, value: Any, dropout: float = 0.0, is_causal: bool = False, *_: Any,
                 **__: Any) -> int:  # fmt: skip
@@ -245,20 +245,15 @@ def _counting() -> FlopCounterMode:
                *_: Any, **__: Any) -> int:  # fmt: skip
         return attention_flops(query, key, value, causal=is_causal, backward=True)
 
-    def experts(rows: Any, weights: Any, *_: Any, **__: Any) -> int:
-        return 2 * int(prod(rows)) * int(weights[-1])
+    def grouped(a: Any, b: Any, *_: Any, **__: Any) -> int:
+        return 2 * int(prod(a[1:] if len(a) > len(b) else a)) * int(b[-1])
 
-    def experts_backward(*operands: Any, **__: Any) -> int:
-        return 2 * experts(*operands)
-
-    aten, transformers = torch.ops.aten, torch.ops.transformers
+    aten = torch.ops.aten
     known = {
         aten._scaled_dot_product_flash_attention_for_cpu: forward,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        aten._grouped_mm: grouped,
     }
-    if hasattr(transformers, "grouped_mm_fallback"):
-        known[transformers.grouped_mm_fallback] = experts
-        known[transformers.grouped_mm_fallback_backward] = experts_backward
     return FlopCounterMode(display=False, custom_mapping=known)
 
 
