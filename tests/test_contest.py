@@ -179,6 +179,10 @@ def test_our_budgets_are_the_peaks_of_the_others() -> None:
     assert our_budgets(rows, 4) == [None, 0.0, 30, 50]
     assert our_budgets(rows, 6) == [None, 0.0, 30, 50, 40, 0.5]
     assert our_budgets([], 3) == [None, 0.0, 0.5]
+    falling = [row(f"c{k}", 10 * k, 9.0 - k) for k in range(1, 6)]
+    assert our_budgets([*falling, row(REFERENCE, 60, 1.0)], 4) == [None, 0.0, 10, 50]
+    assert our_budgets(falling, 5) == [None, 0.0, 10, 30, 50]
+    assert our_budgets(falling[:1], 3) == [None, 0.0, 10]
     assert len(set(our_budgets([], 12))) == 12
 
 

@@ -23,7 +23,7 @@ from bench.contest.contestants import (
     others,
 )
 from bench.contest.placements import PLACEMENTS
-from bench.contest.rows import OURS, Row, append, read
+from bench.contest.rows import OURS, REFERENCE, Row, append, read
 from bench.contest.verdict import front, points_of
 from bench.contest.workloads import build
 
@@ -58,9 +58,14 @@ QUICK = Field(("checkpoint every 1", "selective, all matmuls"), (0.5, 0.1), ("dp
 
 def our_budgets(rows: Sequence[Row], count: int) -> list[float | int | None]:
     """Budgets that a user of the others would ask for: none, the lowest peak, and the measured peaks of the others,
-    those on their own front first; fractions fill up what is left of ``count``."""
+    first those on their own front, spread over it where it has too many (plain torch.compile's is for no budget);
+    fractions fill up what is left of ``count``."""
     others = points_of([row for row in rows if row.family != OURS])
-    peaks = dict.fromkeys(point.peak_bytes for point in (*front(others), *others))
+    on_front = front(others)
+    lower = [point for point in on_front if point.row.contestant != REFERENCE]
+    wanted = min(max(0, count - 2), len(lower))
+    spread = [lower[round(k * (len(lower) - 1) / max(1, wanted - 1))] for k in range(wanted)]
+    peaks = dict.fromkeys(point.peak_bytes for point in (*spread, *on_front, *others))
     fractions = (0.5, 0.25, 0.75, 0.125, 0.375, 0.625, 0.875, 0.0625, 0.1875, 0.3125)
     return [None, 0.0, *list(peaks)[: max(0, count - 2)], *fractions][:count]
 
