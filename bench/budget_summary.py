@@ -30,16 +30,17 @@ HEAD = (
 
 
 def latest(rows: Mapping[tuple[str, ...], Measurement]) -> dict[str, list[Measurement]]:
-    """The rows of the sources that were measured last, by network."""
+    """The rows of each network whose sources were measured last there, all of the last row's size and device."""
     last = list(rows.values())[-1]
+    alike = [
+        row
+        for row in rows.values()
+        if (row.size, row.lowering, row.device) == (last.size, last.lowering, last.device)
+    ]
+    sources = {row.network: row.sources for row in alike}
     found: dict[str, list[Measurement]] = {}
-    for row in rows.values():
-        if (row.sources, row.size, row.lowering, row.device) == (
-            last.sources,
-            last.size,
-            last.lowering,
-            last.device,
-        ):
+    for row in alike:
+        if row.sources == sources[row.network]:
             found.setdefault(row.network, []).append(row)
     return {
         network: sorted(found[network], key=lambda row: LABELS.index(row.label)) for network in sorted(found)

@@ -137,6 +137,8 @@ def test_always_under_the_budget_or_infeasible(errors: list[float], budget: int 
         ([(900, 1.0, 0.0)], 1),
         ([(990, 0.9, 0.0)], 1),
         ([(990, 1.0, 0.0), (900, 1.0, 0.0)], 2),
+        ([(990, 0.9, 0.0), (960, 0.91, 0.1), (900, 0.92, 0.1)], 2),  # surely below torch's peak
+        ([(990, 0.9, 0.0), (960, 0.98, 0.1)], 1),
         ([(900, 1.1, 0.0)], 0),
         ([(900, 0.9, 0.1)], 1),
         ([(900, 0.98, 0.1)], 0),  # recomputes more, for a gain that may be none
@@ -158,17 +160,18 @@ def test_another_plan_than_torchs_has_to_be_worth_it(
     ("true", "place"),
     [
         ([1000, 900, 700], 1),  # surely below torch's peak: that is not looked at
-        ([1000, 994, 700], 1),
-        ([1000, 996, 700], 1),  # too near to tell by replays
+        ([1000, 960, 700], 1),
+        ([1000, 980, 700], 1),  # too near to tell by replays
+        ([975, 980, 700], 2),  # as in a GPT with dropout: torch's code takes less than its replay says
         ([1000, 1010, 700], 2),  # the code of the faster plan takes more than torch's after all
         ([600, 1000, 700], 0),  # torch's takes less than all that is behind it
     ],
 )
 def test_without_a_budget_the_peak_is_no_higher_than_torchs(true: list[int], place: int) -> None:
-    runs = [(1000, 1.0), (980, 0.9), (700, 0.95)]
+    runs = [(1000, 1.0, 0.0), (960, 0.9, 0.0), (700, 0.98, 0.1)]
     plans = [
-        SimpleNamespace(replay=SimpleNamespace(peak_bytes=peak, seconds=seconds, recompute_seconds=0.0))
-        for peak, seconds in runs
+        SimpleNamespace(replay=SimpleNamespace(peak_bytes=peak, seconds=seconds, recompute_seconds=again))
+        for peak, seconds, again in runs
     ]
     frontier: Any = SimpleNamespace(candidates=plans, frugal=[])
     looked: list[int] = []
@@ -184,4 +187,4 @@ def test_without_a_budget_the_peak_is_no_higher_than_torchs(true: list[int], pla
     assert (choice.place, choice.fits, choice.budget_bytes) == (place, True, None)
     assert choice.true_bytes[place] == true[place] <= max(true[0], 900)
     assert len(looked) == len(set(looked))
-    assert (0 in looked) == (true[1] >= 995)
+    assert (0 in looked) == (true[1] >= 970)
