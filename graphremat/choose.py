@@ -19,6 +19,10 @@ CLOSE_ENOUGH = 0.05
 """A plan is taken without a look at faster ones if it leaves less than this share of what a budget allows above the
 lowest peak."""
 
+WASTED = 0.1
+"""If more than this share is left, plans are looked at whose replay is under the budget though they are predicted to be
+over it: predictions are by the misses of others, and one of those may have had nothing to do with this plan."""
+
 ANOTHER = 0.01
 """Plans whose replayed peaks are less than this share apart are taken to become code that is wrong in the same way."""
 
@@ -164,15 +168,21 @@ def _search(truths: _Truths, limit: int, most: int) -> int | None:
     """The first place whose true peak is at most ``limit``, as far as ``most`` questions tell."""
     fits: int | None = None
     over, last = -1, len(truths.replayed) - 1
-    slack = CLOSE_ENOUGH * (limit - truths.replayed[last])
+    allowed = limit - truths.replayed[last]
     while True:
-        if fits is not None and limit - truths.known[fits] <= slack:
+        left = 0 if fits is None else limit - truths.known[fits]
+        if fits is not None and left <= CLOSE_ENOUGH * allowed:
             return fits
         places = range(over + 1, last + 1 if fits is None else fits)
         promising = next((p for p in places if truths.predicted(p) <= limit), None)
-        if promising is None:
-            if fits is not None or not places:
+        if promising is None and fits is not None:
+            hopeful = [p for p in places if truths.replayed[p] <= limit]
+            if not hopeful or left <= WASTED * allowed:
                 return fits
+            promising = hopeful[len(hopeful) // 2]
+        elif promising is None:
+            if not places:
+                return None
             promising = last
         if fits is None and len(truths.known) >= MISSES:
             promising = max(promising, (over + 1 + last) // 2)

@@ -129,6 +129,19 @@ def test_always_under_the_budget_or_infeasible(errors: list[float], budget: int 
         assert 7 in asked
 
 
+def test_a_miss_of_one_plan_does_not_rule_out_the_next_where_much_would_be_left() -> None:
+    replayed, true = [974, 521, 499, 495, 445], [974, 541, 541, 495, 445]  # as of a ResNet
+    asked: list[int] = []
+
+    def truth(place: int) -> int:
+        asked.append(place)
+        return true[place]
+
+    assert choose(replayed, truth, 508).place == 3
+    assert asked == [2, 4, 3]
+    assert choose(replayed, truth, 508, most=2).place == 4
+
+
 @pytest.mark.parametrize(
     ("others", "place"),
     [
