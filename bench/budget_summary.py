@@ -23,6 +23,7 @@ HEAD = (
     "0.5",
     "0.0",
     "most of a budget used",
+    "least used above the lowest peak",
     "prediction off by",
     "gradient error",
     "rows as promised",
@@ -47,6 +48,17 @@ def latest(rows: Mapping[tuple[str, ...], Measurement]) -> dict[str, list[Measur
     }
 
 
+def above_lowest_shares(rows: Sequence[Measurement]) -> list[float]:
+    """What part each step takes of what its budget allows above the lowest peak that was measured."""
+    measured = [row for row in rows if row.measured_peak_bytes is not None and row.budget_bytes is not None]
+    lowest = min((row.measured_peak_bytes or 0 for row in measured), default=0)
+    return [
+        ((row.measured_peak_bytes or 0) - lowest) / (row.budget_bytes - lowest)
+        for row in measured
+        if row.budget_bytes is not None and row.budget_bytes > lowest and row.memory_budget != 0.0
+    ]
+
+
 def line(network: str, rows: Sequence[Measurement]) -> tuple[str, ...]:
     """One network's cells; peaks in MiB over parameters, buffers and batch."""
     by_label = {row.label: row for row in rows}
@@ -64,6 +76,7 @@ def line(network: str, rows: Sequence[Measurement]) -> tuple[str, ...]:
         network,
         *map(peak, (TORCH, "none", "0.5", "0.0")),
         f"{max((row.used_share or 0.0 for row in ours), default=0.0):.1%}",
+        f"{min(above_lowest_shares(ours), default=1.0):.0%}",
         f"{max((abs(row.prediction_error or 0.0) for row in ours), default=0.0):.2%}",
         f"{max((row.gradient_error or 0.0 for row in ours), default=0.0):.1e}",
         f"{good} of {len(rows)}",
