@@ -12,13 +12,13 @@ import torch.fx as fx
 from graphremat.autotune import Autotuned, Compile, promising
 from graphremat.candidates import graph_device
 from graphremat.choose import Aim
-from graphremat.errors import GraphrematError, OptionError
+from graphremat.errors import GraphrematError
 from graphremat.fence import standing
 from graphremat.kernel_clock import GraphCode, code_of
 from graphremat.ledger import LEDGER
 from graphremat.lowering import code_as_planned, copy_graph_module, keep_saved_inputs, number_of_outputs
 from graphremat.options import Options
-from graphremat.partitioner import Partitioner
+from graphremat.partitioner import Partitioner, check_operators
 from graphremat.passes import torch_private as private
 from graphremat.passes.attribute import Attribution
 from graphremat.profile import Profiled
@@ -51,7 +51,7 @@ def graphremat(
         )
     try:
         parsed = Options.parse(options)
-        _check_operators(parsed.repeatable)
+        check_operators(parsed.repeatable)
         if parsed.shared_bytes is None and parsed.autotune == 1 and not parsed.profile:
             return _compile(gm, example_inputs, parsed).run
         graph = _Graph(gm, example_inputs, parsed)
@@ -60,16 +60,6 @@ def graphremat(
         return graph.tuned(_compile(gm, example_inputs, parsed, must_plan=True), None).run
     except GraphrematError as error:
         raise _through_dynamo(error) from error.__cause__
-
-
-def _check_operators(names: Sequence[str]) -> None:
-    """Raises OptionError for an operator that was registered by nobody: a misspelt one would be saved all the same."""
-    for name in names:
-        namespace, operator = name.split("::")
-        if not hasattr(getattr(torch.ops, namespace), operator):
-            raise OptionError(
-                f"repeatable: torch knows no operator {name!r}; it must be registered before a step is compiled"
-            )
 
 
 class _Graph:

@@ -265,6 +265,7 @@ def plan(
     lora: int | None = None,
     base: str | None = None,
     torch_budgets: Sequence[float] = (),
+    repeatable: Sequence[str] = (),
     code: bool | None = None,
 ) -> Forecast:
     """Plan a training step without running it.
@@ -284,6 +285,7 @@ def plan(
         base: ``"nf4"`` or ``"int8"`` for frozen linear layers that are held quantised. Their bytes are counted, and
             that the largest is made again; the time of making them is not.
         torch_budgets: values of torch's own ``activation_memory_budget`` to plan for :func:`graphremat.compare`.
+        repeatable: the backend's option of that name: operators that are not torch's own and may run again.
         code: generate the code of the plan as well, as the backend does, and go by its peak, which is that of a run.
             That takes longer than planning and is for this machine alone. None: where that is meant and the graph has
             no more operators than :data:`CODE_OPS`.
@@ -300,7 +302,12 @@ def plan(
     with contextlib.nullcontext() if isinstance(model, nn.Module) else private.FakeTensorMode():
         subject = make_subject(model, inputs, dtype=dtype, lora=lora, base=base)
         traced = trace_step(
-            subject.model, subject.arguments, subject.keywords, device=rates, torch_budgets=torch_budgets
+            subject.model,
+            subject.arguments,
+            subject.keywords,
+            device=rates,
+            torch_budgets=torch_budgets,
+            repeatable=repeatable,
         )
     trained = subject.trained
     outside = sum(map(state, trained)), sum(map(bytes_of, trained)) if accumulate else 0

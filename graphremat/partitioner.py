@@ -209,6 +209,16 @@ def _prices_key(options: Options) -> str:
     return prices(options, torch.device(kind)).to_json()
 
 
+def check_operators(names: Sequence[str]) -> None:
+    """Raises OptionError for an operator that nobody has registered: a misspelt one would be saved all the same."""
+    for name in names:
+        namespace, operator = name.split("::")
+        if not hasattr(getattr(torch.ops, namespace), operator):
+            raise OptionError(
+                f"repeatable: torch knows no operator {name!r}; it must be registered before a step is traced"
+            )
+
+
 def prices(options: Options, device: torch.device) -> Device:
     """The device whose prices hold: the one named in the options, or the one the graph is on."""
     return find_device(options.device_costs) if options.device_costs else device_of(device)

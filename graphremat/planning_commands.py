@@ -37,6 +37,13 @@ OptimizerOption = Annotated[
 AccumulateOption = Annotated[
     bool, typer.Option("--accumulate", help="Gradients of earlier micro-batches are held as well.")
 ]
+RepeatableOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="An operator (my_library::my_operator) that is not torch's own and may run again; may be said several "
+        "times."
+    ),
+]
 BudgetOption = Annotated[
     str | None,
     typer.Option(
@@ -64,6 +71,7 @@ def plan(
     base: BaseOption = None,
     optimizer: OptimizerOption = "none",
     accumulate: AccumulateOption = False,
+    repeatable: RepeatableOption = None,
     report_to: Annotated[
         Path | None,
         typer.Option("--report", dir_okay=False, help="Write the plan as a page (HTML) into this file."),
@@ -89,7 +97,7 @@ def plan(
     with Console(stderr=True).status("tracing and planning"):
         found = forecast(
             factory, budget=allowed, device=device, dtype=dtype, lora=lora, base=base, optimizer=optimizer,
-            accumulate=accumulate, code=code,
+            accumulate=accumulate, repeatable=repeatable or (), code=code,
         )  # fmt: skip
     typer.echo(found.to_json() if as_json else str(found), nl=as_json)
     if report_to is not None:
@@ -108,6 +116,7 @@ def frontier(
     base: BaseOption = None,
     optimizer: OptimizerOption = "none",
     accumulate: AccumulateOption = False,
+    repeatable: RepeatableOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show every plan from the fastest to the one of lowest peak, and what each takes of the fastest.
@@ -126,6 +135,7 @@ def frontier(
             base=base,
             optimizer=optimizer,
             accumulate=accumulate,
+            repeatable=repeatable or (),
         )
     typer.echo(found.to_json() if as_json else str(found), nl=as_json)
     if not found.fits:
@@ -142,6 +152,7 @@ def compare(
     base: BaseOption = None,
     optimizer: OptimizerOption = "none",
     accumulate: AccumulateOption = False,
+    repeatable: RepeatableOption = None,
     torch_budget: Annotated[
         list[float] | None,
         typer.Option(help="A value of torch's activation_memory_budget; may be said several times."),
@@ -164,6 +175,7 @@ def compare(
         found = find_comparison(
             factory, torch_budgets=torch_budget or TORCH_BUDGETS, every_blocks=every or EVERY_BLOCKS, device=device,
             dtype=dtype, lora=lora, base=base, optimizer=optimizer, accumulate=accumulate,
+            repeatable=repeatable or (),
         )  # fmt: skip
     typer.echo(found.to_json() if as_json else str(found), nl=as_json)
 
@@ -178,6 +190,7 @@ def advise(
     base: BaseOption = None,
     optimizer: OptimizerOption = "none",
     accumulate: AccumulateOption = False,
+    repeatable: RepeatableOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Say whether a step needs recomputation on a device, how much, and what else would help.
@@ -196,6 +209,7 @@ def advise(
             base=base,
             optimizer=optimizer,
             accumulate=accumulate,
+            repeatable=repeatable or (),
         )
     typer.echo(found.to_json() if as_json else str(found))
     if found.verdict == "does not fit":
@@ -212,6 +226,7 @@ def max_batch(
     base: BaseOption = None,
     optimizer: OptimizerOption = "none",
     accumulate: AccumulateOption = False,
+    repeatable: RepeatableOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find the largest batch that a device holds, and the one of most examples a second, without running it.
@@ -224,7 +239,7 @@ def max_batch(
     with Console(stderr=True).status("planning batches"):
         found = find_max_batch(
             factory, device, budget=budget, dtype=dtype, lora=lora, base=base, optimizer=optimizer,
-            accumulate=accumulate,
+            accumulate=accumulate, repeatable=repeatable or (),
         )  # fmt: skip
     typer.echo(found.to_json() if as_json else str(found))
 

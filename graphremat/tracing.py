@@ -12,7 +12,7 @@ from graphremat.candidates import Lowering, graph_device
 from graphremat.errors import GraphrematError, PlanningError
 from graphremat.lowering import number_of_outputs
 from graphremat.options import Options
-from graphremat.partitioner import prices
+from graphremat.partitioner import check_operators, prices
 from graphremat.passes import torch_private as private
 from graphremat.passes.build import build_problem
 from graphremat.passes.classify import read_joint_graph
@@ -57,16 +57,19 @@ class _Traced(private.ShortenTraceback):  # type: ignore[misc]
 class _Tracer(private.CustomPartitionerFn):  # type: ignore[misc]
     """Takes the place of the partitioner and ends the compilation with what it is given."""
 
-    def __init__(self, device: Device | None, lowering: str, torch_budgets: Sequence[float]) -> None:
+    def __init__(self, device: Device | None, options: Options, torch_budgets: Sequence[float]) -> None:
         self._device = device
-        self._options = Options.parse({"lowering": lowering})
+        self._options = options
         self._torch_budgets = torch_budgets
         self.num_user_outputs = 0
 
     def __call__(self, gm: fx.GraphModule, joint_inputs: Sequence[object], **kwargs: Any) -> Any:
         static = kwargs.get("static_lifetime_input_indices")
         joint = read_joint_graph(
-            gm, num_forward_outputs=kwargs["num_fwd_outputs"], static_lifetime_input_indices=static
+            gm,
+            num_forward_outputs=kwargs["num_fwd_outputs"],
+            static_lifetime_input_indices=static,
+            repeatable=self._options.repeatable,
         )
         if not joint.differentiates:
             raise _Traced(None)
@@ -103,6 +106,7 @@ def trace_step(
     with_torchs: bool = True,
     torch_budgets: Sequence[float] = (),
     dynamic: bool = False,
+    repeatable: Sequence[str] = (),
 ) -> TracedStep:
     """Trace a module up to its planning problem, with the sizes of its arguments.
 
@@ -114,11 +118,15 @@ def trace_step(
         with_torchs: whether to run torch's own partitioner for its plan, too.
         torch_budgets: values of torch's ``activation_memory_budget``, below 1, to run it under besides.
         dynamic: whether those sizes are symbols to torch, as under ``torch.compile(..., dynamic=True)``.
+        repeatable: the backend's option of that name.
 
     Raises:
+        OptionError: an operator of ``repeatable`` is none.
         PlanningError: the model is not one graph, trains nothing, or cannot be traced.
     """
-    tracer = _Tracer(device, lowering, [NO_BUDGET] * with_torchs + list(torch_budgets))
+    options = Options.parse({"lowering": lowering, "repeatable": repeatable})
+    check_operators(options.repeatable)
+    tracer = _Tracer(device, options, [NO_BUDGET] * with_torchs + list(torch_budgets))
 
     def compile_graph(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
         tracer.num_user_outputs = number_of_outputs(gm)

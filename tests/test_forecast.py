@@ -203,6 +203,44 @@ def test_mistakes_are_named() -> None:
         graphremat.plan(layers(), (torch.randn(2, 63),))
 
 
+class Opaque(torch.nn.Module):
+    """Layers behind operators of which graphremat knows nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(64, 64) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = opaque_sine(layer(x))
+        return x.sum()
+
+
+@torch.library.custom_op("graphremat_test::opaque_sine", mutates_args=())
+def opaque_sine(x: torch.Tensor) -> torch.Tensor:
+    return x.sin()
+
+
+opaque_sine.register_fake(torch.empty_like)
+opaque_sine.register_autograd(
+    lambda ctx, grad: grad * ctx.saved_tensors[0].cos(),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+def test_operators_that_are_said_to_be_repeatable_need_not_be_saved() -> None:
+    model, x = Opaque(), torch.randn(512, 64)
+    saved, again = (
+        graphremat.plan(model, [x], 0.0, code=False, repeatable=names).points[-1].peak_bytes
+        for names in ([], ["graphremat_test::opaque_sine"])
+    )
+    assert again <= saved - x.nbytes
+    with pytest.raises(graphremat.OptionError, match="no operator 'graphremat_test::opaque_cosine'"):
+        graphremat.plan(model, [x], repeatable=["graphremat_test::opaque_cosine"])
+    result = CliRunner().invoke(app, ["plan", "llama-tiny", "--repeatable", "no_such::operator"])
+    assert "no operator 'no_such::operator'" in str(result.exception)
+
+
 def test_the_command(tmp_path: Path) -> None:
     (tmp_path / "net.py").write_text(MODEL_FILE)
     runner, small = CliRunner(), f"{tmp_path / 'net.py'}:small"
