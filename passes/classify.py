@@ -21,6 +21,7 @@ MARKED = "marked to be saved"
 TO_RECOMPUTE = "marked by the user to be recomputed"
 
 OPAQUE = "opaque operator"
+"""The reason to keep what an operator gives begins so where nothing is known of it."""
 
 REPEATABLE = frozenset({"transformers::grouped_mm_fallback"})
 """Operators of libraries that compute and do nothing else, as their sources show; the user may name more."""
@@ -173,9 +174,7 @@ def effect_of(node: fx.Node, repeatable: Collection[str] = REPEATABLE) -> str:
         if target.namespace in ("_c10d_functional", "c10d", "_dtensor"):
             return "collective"
         if not private.is_builtin_operator(target) and target._schema.name not in repeatable:
-            return (
-                f"opaque operator: it may have effects unless {target._schema.name} is said to be repeatable"
-            )
+            return f"{OPAQUE}: it may have effects unless {target._schema.name} is said to be repeatable"
         return ""
     if isinstance(target, private.HigherOrderOperator):
         return "" if target.name() in _PURE_HIGHER_ORDER else "higher order operator"

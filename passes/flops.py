@@ -122,13 +122,19 @@ def _convolution_backward(node: fx.Node, hint: SizeHint) -> int:
     return wanted * _convolution_flops(node, shape_of(moved, hint), weight)
 
 
+def grouped_mm_flops(a: Sequence[int], b: Sequence[int]) -> int:
+    """FLOPs of a matmul per group; operands without a group axis are cut up among the groups along rows, columns or
+    depth.
+
+    >>> rows_cut, columns_cut = grouped_mm_flops((10, 4), (3, 4, 5)), grouped_mm_flops((3, 5, 4), (4, 10))
+    >>> rows_cut == columns_cut == 2 * 10 * 4 * 5
+    True
+    """
+    return 2 * prod(a[1:] if len(a) > len(b) else a) * b[-1]
+
+
 def _grouped_mm(node: fx.Node, hint: SizeHint) -> int:
-    """A matmul per group; operands without a group axis are cut up among the groups along rows, columns or depth."""
-    a = shape_of(node.args[0], hint)
-    b = shape_of(node.args[1], hint)
-    if len(a) == 3 and len(b) == 2:
-        return 2 * a[1] * a[2] * b[1]
-    return 2 * prod(a) * b[-1]
+    return grouped_mm_flops(shape_of(node.args[0], hint), shape_of(node.args[1], hint))
 
 
 def _grouped_mm_backward(node: fx.Node, hint: SizeHint) -> int:

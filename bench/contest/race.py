@@ -10,7 +10,6 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from math import prod
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ from bench.keep_budget import storage_bytes
 from bench.malloc import keep_freed_memory
 from bench.sources import digest_of
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
-from graphremat.passes.flops import attention_flops
+from graphremat.passes.flops import attention_flops, grouped_mm_flops
 from graphremat.passes.torch_private import kernel_metrics, many_recompilations
 
 STEP_SEED = 7
@@ -246,7 +245,7 @@ def _counting() -> FlopCounterMode:
         return attention_flops(query, key, value, causal=is_causal, backward=True)
 
     def grouped(a: Any, b: Any, *_: Any, **__: Any) -> int:
-        return 2 * int(prod(a[1:] if len(a) > len(b) else a)) * int(b[-1])
+        return grouped_mm_flops(a, b)
 
     aten = torch.ops.aten
     known = {

@@ -38,17 +38,18 @@ class Loss:
 
 @dataclass(frozen=True)
 class Verdict:
-    """One workload: the points of both sides, and what became of those that failed.
-
-    ``by_median`` says by which steps.
-    """
+    """One workload: the points of both sides, and what became of those that failed."""
 
     workload: str
     size: str
     ours: tuple[Point, ...]
     others: tuple[Point, ...]
     failed: tuple[Row, ...]
-    by_median: bool = True
+
+    @property
+    def by_median(self) -> bool:
+        """Whether steps are held against each other by their medians; else by the best."""
+        return have_medians([point.row for point in (*self.ours, *self.others)])
 
     @property
     def losses(self) -> list[Loss]:
@@ -160,7 +161,7 @@ def verdicts_of(rows: Sequence[Row]) -> list[Verdict]:
         others = tuple(p for p in points if p.row.family != OURS)
         if ours and others:
             failed = tuple(row for row in here if row.failure is not None)
-            found.append(Verdict(workload, size, ours, others, failed, have_medians(here)))
+            found.append(Verdict(workload, size, ours, others, failed))
     return found
 
 
