@@ -17,6 +17,7 @@ from bench.budget_rows import (
     problems_of,
     read_results,
 )
+from bench.budget_summary import above_lowest_shares, latest
 from bench.keep_budget import Setting, new_row, storage_bytes, table_of
 
 INPUTS, LOW, HIGH = 1000, 1200, 2000
@@ -100,6 +101,18 @@ def test_used_share_and_prediction_error() -> None:
     assert half.prediction_error == pytest.approx(-0.01)
     assert good_rows()["none"].used_share is None
     assert good_rows()[TORCH].prediction_error is None
+
+
+def test_what_is_used_of_a_budget_is_counted_from_the_lowest_peak() -> None:
+    rows = [row("none", HIGH), row("0.0", LOW, 0.0), row("bytes low", LOW + 30, LOW + 40)]
+    assert above_lowest_shares(rows) == [0.75]
+
+
+def test_the_table_has_of_each_network_the_run_of_the_last_sources() -> None:
+    old, other = row("none", HIGH), replace(row("none", HIGH), network="unet")
+    new = [replace(row(label, HIGH), sources="new") for label in ("none", "0.5")]
+    rows = {(r.network, r.label, r.sources): r for r in (old, replace(old, label="0.25"), other, *new)}
+    assert latest(rows) == {"llama": [new[0], new[1]], "unet": [other]}
 
 
 def test_budgets_in_bytes_lie_between_measured_peaks() -> None:
