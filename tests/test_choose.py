@@ -113,6 +113,15 @@ def test_plans_that_are_nearly_the_lowest_are_not_looked_at() -> None:
     assert (choice.place, choice.true_bytes) == (1, {3: 640, 1: 610})
 
 
+@pytest.mark.parametrize(("true_of_lowest", "looks"), [(404, [7]), (412, [7, 6])])
+def test_another_plan_than_the_lowest_must_be_able_to_gain_something(
+    true_of_lowest: int, looks: list[int]
+) -> None:
+    true = [*REPLAYED[:6], 430, true_of_lowest]  # by its replay, the plan before the lowest gains 1% or 3%
+    choice, asked = pick(true, 0.0)
+    assert (choice.place, asked) == (7, looks)
+
+
 @given(
     st.lists(st.floats(0.7, 1.3), min_size=8, max_size=8),
     st.one_of(st.integers(200, 1300), st.floats(0, 1)),
