@@ -27,8 +27,8 @@ ANOTHER = 0.01
 """Plans whose replayed peaks are less than this share apart are taken to become code that is wrong in the same way."""
 
 WORTH_A_LOOK = 0.02
-"""Other plans than the lowest are not looked at for less than this share of its peak. A U-Net's look at one whose replay
-was 1.3% below the code of the lowest took 15 of the 64 s of a first step; in three networks no such plan was lower."""
+"""Other plans than the lowest are not looked at for less than this share of its peak. In a U-Net the look at one whose
+replay was 1.3% below the code of the lowest took 15 of the 64 s of a first step; in three networks none was lower."""
 
 MISSES = 3
 """After so many plans that were predicted to fit and did not, predictions are no guide: the rest is halved instead."""
