@@ -11,6 +11,10 @@ is written as an image though it be computed in another shape: else it would be 
 What one kernel alone reads is written when Inductor comes to that kernel. Where the plan makes it before another
 kernel, what it is made of would live on until then.
 
+A reduction over a few elements Inductor computes anew in what reads it. Where that is behind another kernel, all that is
+reduced would live until then: the gradient of a bias that all layers add to their attention is the sum of what each
+layer gives, and that would be summed over the batch at the end only.
+
 What is concatenated Inductor computes in its place of the whole. If it is read before, or again when nobody needs the
 whole any more, the whole would live as long as its part. So it gets a buffer of its own, if it has one in the plan, or
 else is computed for the whole alone and again for the others.
@@ -21,6 +25,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import fx
 
+from graphremat.passes.hints import default_size_hint
 from graphremat.passes.kinds import op_name, problem_kind, replays_from_seed
 from graphremat.passes.problem import Kind
 from graphremat.passes.torch_private import (
@@ -36,12 +41,15 @@ from graphremat.passes.torch_private import (
 REALIZE = "inductor_realize_to_strides"
 """Torch's mark in ``node.meta`` for a node whose result Inductor gives a buffer of the traced strides."""
 
+WORTH_A_KERNEL = 0.01
+"""What is reduced gets no kernel for it if it has less than this share of the bytes of the graph's largest value."""
+
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
 
 def keep_buffers(module: fx.GraphModule) -> None:
     """Mark pointwise results that a kernel reads, if they have several readers or another kernel runs before that one,
-    and masks made of random numbers.
+    masks made of random numbers, and what is reduced and read behind another kernel.
 
     Where there are convolutions, Inductor chooses the order of an image's channels: those that a convolution reads get
     their buffers in that order, views of what has none included, so that it need not copy them, and the others are left
@@ -55,6 +63,7 @@ def keep_buffers(module: fx.GraphModule) -> None:
     for node in calls:
         before[node] = kernels
         kernels += problem_kind(node) is Kind.KERNEL
+    worth_it = WORTH_A_KERNEL * max(map(_bytes_of, calls), default=0)
     for node in calls:
         val = node.meta.get("val")
         kind = problem_kind(node)
@@ -70,6 +79,9 @@ def keep_buffers(module: fx.GraphModule) -> None:
         if kind is not Kind.FUSIBLE:
             if is_image and len(node.users) > 1:  # has a buffer anyway
                 node.meta[WRITE_OUT] = CHANNELS_LAST
+            elif kind is Kind.REDUCTION and max(map(_bytes_of, node.all_input_nodes), default=0) >= worth_it:
+                if any(before.get(reader, kernels) > before[node] for reader in _readers(node)):
+                    node.meta[WRITE_OUT] = ANY_ORDER
             continue
         readers = list(_kernels_reading(node))
         waits = bool(readers) and min(before[reader] for reader in readers) > before[node]
@@ -173,6 +185,12 @@ def moves_a_kernel(nodes: Sequence[fx.Node]) -> bool:
             return True
         node = node.next
     return False
+
+
+def _bytes_of(node: fx.Node) -> int:
+    """Of the tensor that a node gives, by the sizes that are assumed; 0 of anything else."""
+    val = node.meta.get("val")
+    return default_size_hint(val.numel() * val.element_size()) if isinstance(val, torch.Tensor) else 0
 
 
 def is_mask(node: fx.Node) -> bool:

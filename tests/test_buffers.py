@@ -353,6 +353,43 @@ def test_what_waits_for_its_kernel_behind_another_gets_a_buffer_where_it_is_made
     assert marked(traced(function, (2, 2), (2, 2))) == {"exp_default"}
 
 
+def test_what_is_reduced_gets_a_buffer_if_it_is_read_behind_a_kernel() -> None:
+    aten = torch.ops.aten
+
+    def function(x: Tensor, small: Tensor, weight: Tensor) -> Any:
+        behind = aten.sum.dim_IntList(x, [0])
+        too_small = aten.sum.dim_IntList(small, [0])
+        product = aten.mm.default(weight, weight)
+        at_once = aten.sum.dim_IntList(x, [1])
+        return aten.exp.default(behind), aten.exp.default(too_small), aten.exp.default(at_once), product
+
+    gm = traced(function, (4, 50), (4, 1), (40, 40))
+    keep_buffers(gm)
+    written = {node.name for node in gm.graph.nodes if node.meta.get(WRITE_OUT)}
+    assert written == {"sum_dim_int_list"}
+
+
+class SharedBias(nn.Module):
+    """Layers that add one bias to the products of their halves, summed over the batch in the backward."""
+
+    def __init__(self, layers: int, width: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(width, width))
+        self.layers = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            left, right = layer(x).chunk(2, dim=-1)
+            x = x + torch.tanh(left.transpose(1, 2) @ right + self.bias)
+        return x.square().mean()
+
+
+def test_the_gradient_of_a_shared_bias_is_summed_where_it_is_made() -> None:
+    torch.manual_seed(0)
+    report = planned(SharedBias(6, 32), (torch.randn(6, 32, 32),), memory_budget=0.3)
+    assert report.generated_peak_bytes == pytest.approx(report.planned_peak_bytes, rel=0.01)
+
+
 def test_the_bench_shows_what_the_fence_is_for(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
