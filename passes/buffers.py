@@ -11,9 +11,9 @@ is written as an image though it be computed in another shape: else it would be 
 What one kernel alone reads is written when Inductor comes to that kernel. Where the plan makes it before another
 kernel, what it is made of would live on until then.
 
-A reduction over a few elements Inductor computes anew in what reads it. Where that is behind another kernel, all that is
-reduced would live until then: the gradient of a bias that all layers add to their attention is the sum of what each
-layer gives, and that would be summed over the batch at the end only.
+A reduction over a few elements Inductor computes anew in what reads it. Where that is behind another kernel, all that
+is reduced would live until then: the gradient of a bias that all layers add to their attention is the sum of what each
+layer gives, and all of these would be summed over the batch at the end only.
 
 What is concatenated Inductor computes in its place of the whole. If it is read before, or again when nobody needs the
 whole any more, the whole would live as long as its part. So it gets a buffer of its own, if it has one in the plan, or
@@ -42,7 +42,7 @@ REALIZE = "inductor_realize_to_strides"
 """Torch's mark in ``node.meta`` for a node whose result Inductor gives a buffer of the traced strides."""
 
 WORTH_A_KERNEL = 0.01
-"""What is reduced gets no kernel for it if it has less than this share of the bytes of the graph's largest value."""
+"""Reductions of less than this share of the bytes of a graph's largest value are left to Inductor."""
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
@@ -79,9 +79,12 @@ def keep_buffers(module: fx.GraphModule) -> None:
         if kind is not Kind.FUSIBLE:
             if is_image and len(node.users) > 1:  # has a buffer anyway
                 node.meta[WRITE_OUT] = CHANNELS_LAST
-            elif kind is Kind.REDUCTION and max(map(_bytes_of, node.all_input_nodes), default=0) >= worth_it:
-                if any(before.get(reader, kernels) > before[node] for reader in _readers(node)):
-                    node.meta[WRITE_OUT] = ANY_ORDER
+            elif (
+                kind is Kind.REDUCTION
+                and max(map(_bytes_of, node.all_input_nodes), default=0) >= worth_it
+                and any(before.get(reader, kernels) > before[node] for reader in _readers(node))
+            ):
+                node.meta[WRITE_OUT] = ANY_ORDER
             continue
         readers = list(_kernels_reading(node))
         waits = bool(readers) and min(before[reader] for reader in readers) > before[node]
