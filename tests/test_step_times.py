@@ -71,7 +71,8 @@ def test_first_steps_are_held_against_torchs(
 ) -> None:
     page = tmp_path / "page.md"
     page.write_text("above\n{}\n{}\nbelow\n".format(*cold_compile.MARKS))
-    asked = ["--networks", "linear_stack", "--size", "tiny", "--budgets", "none,0.0", "--into", str(page)]
+    kept = ["--out", str(tmp_path / "first.jsonl"), "--into", str(page)]
+    asked = ["--networks", "linear_stack", "--size", "tiny", "--budgets", "none,0.0", *kept]
     cold_compile.main([*asked, "--lowering", "aot_eager", *where])
     lines = {line.split("│")[1].strip(): line for line in capsys.readouterr().out.splitlines() if "│" in line}
     ours = [float(cell) for cell in lines["linear_stack"].split("│")[3:5]]
@@ -79,3 +80,22 @@ def test_first_steps_are_held_against_torchs(
     assert [float(cell) for cell in lines["most"].split("│")[3:5]] == ours
     (written,) = (line for line in page.read_text().splitlines() if line.startswith("| linear_stack |"))
     assert [float(cell) for cell in written.split("|")[3:5]] == ours
+    page_before = page.read_text()
+    cold_compile.main(["--read", *kept])
+    assert page.read_text() == page_before
+
+
+def test_the_table_of_first_steps_is_of_what_was_measured_last() -> None:
+    row = cold_compile.FirstStep("unet", "small", "torch", 10.0, "inductor", True, "b", 2, "2026-12-01")
+    rows = [
+        replace(row, seconds=1.0, sources="a"),
+        row,
+        replace(row, seconds=8.0),
+        replace(row, budget="0.0", seconds=12.0),
+        replace(row, network="llama", seconds=20.0, sources="a"),
+        replace(row, network="llama", budget="none", seconds=10.0, sources="a"),
+    ]
+    head, lines = cold_compile.cells_of(cold_compile.latest(rows))
+    assert head[2:] == ("budget 0.0", "budget none")
+    assert lines[:2] == [("unet", "8.0", "1.50", "-"), ("llama", "20.0", "-", "0.50")]
+    assert lines[3] == ("most", "", "1.50", "0.50")
