@@ -31,8 +31,8 @@ from rich.progress import track
 from rich.table import Table
 
 from bench import markdown
+from bench.keep_budget import sources_digest
 from bench.networks import NETWORKS, Case, names_of
-from bench.sources import digest_of
 from graphremat.demo import insert
 from graphremat.measure import fresh_cache
 from graphremat.passes.torch_private import many_recompilations
@@ -137,7 +137,7 @@ def measure(
     out: Path,
 ) -> list[FirstStep]:
     """Take the first steps, torch's among them; each is added to ``out`` when its network is done."""
-    sources = digest_of(("graphremat/*.py", "passes/**/*.py", "bench/networks/*.py"))
+    sources = sources_digest()
     if not apart:
         many_recompilations()
         loads_the_compiler = NETWORKS["linear_stack"].build("tiny")

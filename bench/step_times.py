@@ -28,9 +28,9 @@ from scipy.stats import spearmanr
 import graphremat
 from bench import markdown
 from bench.cold_compile import cold_seconds
+from bench.keep_budget import sources_digest
 from bench.malloc import keep_freed_memory
 from bench.networks import NETWORKS, names_of
-from bench.sources import digest_of
 from graphremat.demo import insert
 from graphremat.measure import time_interleaved
 from graphremat.passes.torch_private import many_recompilations
@@ -85,7 +85,7 @@ def measure(
 ) -> list[StepTime]:
     """Compile a network in every way and time all steps in turn, for a while if no number of rounds is given."""
     case = NETWORKS[network].build(size)
-    sources = digest_of(("graphremat/*.py", "passes/**/*.py", "bench/networks/*.py"))
+    sources = sources_digest()
     steps: dict[str, Callable[[], object]] = {}
     planned: dict[str, tuple[str, float | None, float | None]] = {}
     first: dict[str, float] = {}
