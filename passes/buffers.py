@@ -25,7 +25,7 @@ from collections.abc import Collection, Iterator, Sequence
 import torch
 from torch import fx
 
-from graphremat.passes.hints import default_size_hint
+from graphremat.passes.costs import tensor_bytes
 from graphremat.passes.kinds import op_name, problem_kind, replays_from_seed
 from graphremat.passes.problem import Kind
 from graphremat.passes.torch_private import (
@@ -193,7 +193,7 @@ def moves_a_kernel(nodes: Sequence[fx.Node]) -> bool:
 def _bytes_of(node: fx.Node) -> int:
     """Of the tensor that a node gives, by the sizes that are assumed; 0 of anything else."""
     val = node.meta.get("val")
-    return default_size_hint(val.numel() * val.element_size()) if isinstance(val, torch.Tensor) else 0
+    return tensor_bytes(val) if isinstance(val, torch.Tensor) and val.layout is torch.strided else 0
 
 
 def is_mask(node: fx.Node) -> bool:

@@ -354,6 +354,7 @@ def test_what_waits_for_its_kernel_behind_another_gets_a_buffer_where_it_is_made
 
 
 def test_what_is_reduced_gets_a_buffer_if_it_is_read_behind_a_kernel() -> None:
+    """Unless it is next to nothing beside the largest value, of which an expanded one has no more than it repeats."""
     aten = torch.ops.aten
 
     def function(x: Tensor, small: Tensor, weight: Tensor) -> Any:
@@ -361,7 +362,8 @@ def test_what_is_reduced_gets_a_buffer_if_it_is_read_behind_a_kernel() -> None:
         too_small = aten.sum.dim_IntList(small, [0])
         product = aten.mm.default(weight, weight)
         at_once = aten.sum.dim_IntList(x, [1])
-        return aten.exp.default(behind), aten.exp.default(too_small), aten.exp.default(at_once), product
+        expanded = aten.expand.default(small, [4, 50_000])
+        return aten.exp.default(behind), aten.exp.default(too_small), aten.exp.default(at_once), product, expanded
 
     gm = traced(function, (4, 50), (4, 1), (40, 40))
     keep_buffers(gm)
