@@ -363,7 +363,13 @@ def test_what_is_reduced_gets_a_buffer_if_it_is_read_behind_a_kernel() -> None:
         product = aten.mm.default(weight, weight)
         at_once = aten.sum.dim_IntList(x, [1])
         expanded = aten.expand.default(small, [4, 50_000])
-        return aten.exp.default(behind), aten.exp.default(too_small), aten.exp.default(at_once), product, expanded
+        return (
+            aten.exp.default(behind),
+            aten.exp.default(too_small),
+            aten.exp.default(at_once),
+            product,
+            expanded,
+        )
 
     gm = traced(function, (4, 50), (4, 1), (40, 40))
     keep_buffers(gm)
