@@ -2,16 +2,18 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress
+from torch import fx, nn
 
 from bench import report
 from bench.contest import batches, race, seeds
-from bench.contest.contestants import others
+from bench.contest.contestants import others, with_own_code
 from bench.contest.placements import PLACEMENTS, NoPlacement, block_costs, block_names
 from bench.contest.rows import OURS, REFERENCE, Row, append, latest, read
 from bench.contest.runner import Field, our_budgets, run
@@ -260,6 +262,24 @@ def test_a_contestant_that_fails_is_recorded_and_the_others_go_on() -> None:
     assert "NoPlacement: mixture_of_experts has no blocks that run one behind the other" in str(
         rows[0].failure
     )
+
+
+def test_who_breaks_a_graph_breaks_none_of_those_who_come_later() -> None:
+    workload = build("llama", "tiny")
+
+    def compiled_graphs(model: nn.Module) -> int:
+        graphs: list[fx.GraphModule] = []
+
+        def backend(gm: fx.GraphModule, _: Any) -> Any:
+            graphs.append(gm)
+            return gm.forward
+
+        torch.compile(with_own_code(model), backend=backend, dynamic=False)(*workload.inputs)
+        return len(graphs)
+
+    assert compiled_graphs(workload.model) == 1
+    assert compiled_graphs(PLACEMENTS["checkpoint_sequential"](workload)) > 1
+    assert compiled_graphs(workload.model) == 1
 
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmark.md"
