@@ -9,12 +9,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.progress import Progress
-from torch import fx, nn
+from torch import fx
 
 from bench import report
 from bench.contest import batches, race, seeds
-from bench.contest.contestants import others, with_own_code
-from bench.contest.placements import PLACEMENTS, NoPlacement, block_costs, block_names
+from bench.contest.contestants import Contestant, as_it_is, others
+from bench.contest.placements import PLACEMENTS, NoPlacement, Placement, block_costs, block_names
 from bench.contest.rows import OURS, REFERENCE, Row, append, latest, read
 from bench.contest.runner import Field, our_budgets, run
 from bench.contest.verdict import TOLERANCE, Verdict, fastest_within, front, points_of, verdicts_of, volume
@@ -266,20 +266,27 @@ def test_a_contestant_that_fails_is_recorded_and_the_others_go_on() -> None:
 
 def test_who_breaks_a_graph_breaks_none_of_those_who_come_later() -> None:
     workload = build("llama", "tiny")
+    track = race.Track(workload)
 
-    def compiled_graphs(model: nn.Module) -> int:
+    def compiled_graphs(place: Placement) -> int:
         graphs: list[fx.GraphModule] = []
 
         def backend(gm: fx.GraphModule, _: Any) -> Any:
             graphs.append(gm)
             return gm.forward
 
-        torch.compile(with_own_code(model), backend=backend, dynamic=False)(*workload.inputs)
+        track.prepare(
+            Contestant(
+                "somebody",
+                "compiled",
+                lambda given: torch.compile(place(given), backend=backend, dynamic=False),
+            )
+        )
         return len(graphs)
 
-    assert compiled_graphs(workload.model) == 1
-    assert compiled_graphs(PLACEMENTS["checkpoint_sequential"](workload)) > 1
-    assert compiled_graphs(workload.model) == 1
+    assert compiled_graphs(as_it_is) == 1
+    assert compiled_graphs(PLACEMENTS["checkpoint_sequential"]) > 1
+    assert compiled_graphs(as_it_is) == 1
 
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmark.md"

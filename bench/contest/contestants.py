@@ -1,10 +1,8 @@
 """Who trains: what a user can do about memory, each as a function of a workload that can be called like its model."""
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -99,7 +97,7 @@ def compiled_by_torch(name: str, family: str, place: Placement, **how: Any) -> C
     flops = Flops()
 
     def prepare(workload: Workload) -> Call:
-        model = with_own_code(place(workload))
+        model = place(workload)
         return torch.compile(model, backend=torchs(flops=flops, **how), dynamic=False)  # type: ignore[no-any-return]
 
     return Contestant(name, family, prepare, flops)
@@ -116,30 +114,9 @@ def compiled_by_us(budget: float | int | None) -> Contestant:
     )
 
     def prepare(workload: Workload) -> Call:
-        model = with_own_code(workload.model)
-        return torch.compile(model, backend=ours(budget), dynamic=False)  # type: ignore[no-any-return]
+        return torch.compile(workload.model, backend=ours(budget), dynamic=False)  # type: ignore[no-any-return]
 
     return Contestant(f"{OURS} {told}", OURS, prepare)
-
-
-def with_own_code(model: nn.Module) -> nn.Module:
-    """The model with a copy of the code of its ``forward``, all else shared.
-
-    Where Dynamo breaks a graph (``checkpoint_sequential`` makes it), it may give the code up for good, by its object:
-    whoever is compiled later from the same code would get one graph for each block, and other peaks.
-    """
-    forward = type(model).forward
-    copied = FunctionType(
-        forward.__code__.replace(),
-        forward.__globals__,
-        forward.__name__,
-        forward.__defaults__,
-        forward.__closure__,
-    )
-    copied.__kwdefaults__ = forward.__kwdefaults__
-    shown = copy.copy(model)
-    shown.forward = MethodType(copied, shown)
-    return shown
 
 
 def as_it_is(workload: Workload) -> nn.Module:
