@@ -13,7 +13,7 @@ from torch import fx
 
 from bench import report
 from bench.contest import batches, race, seeds
-from bench.contest.contestants import Contestant, as_it_is, others
+from bench.contest.contestants import Contestant, Flops, as_it_is, others
 from bench.contest.placements import PLACEMENTS, NoPlacement, Placement, block_costs, block_names
 from bench.contest.rows import OURS, REFERENCE, Row, append, latest, read
 from bench.contest.runner import Field, our_budgets, run
@@ -268,25 +268,25 @@ def test_who_breaks_a_graph_breaks_none_of_those_who_come_later() -> None:
     workload = build("llama", "tiny")
     track = race.Track(workload)
 
-    def compiled_graphs(place: Placement) -> int:
+    def compiled(place: Placement) -> tuple[int, int | None]:
+        """How many graphs a step is made of, and the FLOPs that its row says run again."""
         graphs: list[fx.GraphModule] = []
 
         def backend(gm: fx.GraphModule, _: Any) -> Any:
             graphs.append(gm)
             return gm.forward
 
-        track.prepare(
-            Contestant(
-                "somebody",
-                "compiled",
-                lambda given: torch.compile(place(given), backend=backend, dynamic=False),
-            )
-        )
-        return len(graphs)
+        def prepare(given: Workload) -> Any:
+            return torch.compile(place(given), backend=backend, dynamic=False)
 
-    assert compiled_graphs(as_it_is) == 1
-    assert compiled_graphs(PLACEMENTS["checkpoint_sequential"]) > 1
-    assert compiled_graphs(as_it_is) == 1
+        row = track.prepare(Contestant("somebody", "compiled", prepare, Flops())).row
+        return len(graphs), row.recomputed_flops
+
+    assert compiled(as_it_is) == (1, 0)
+    graphs, flops = compiled(PLACEMENTS["checkpoint_sequential"])
+    assert graphs > 1
+    assert flops is None  # each block's graph is called once for each block, and again in the backward
+    assert compiled(as_it_is) == (1, 0)
 
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmark.md"

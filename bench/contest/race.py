@@ -27,7 +27,7 @@ from bench.malloc import keep_freed_memory
 from bench.sources import digest_of
 from graphremat.measure import gradient_error, measure_peak, time_interleaved
 from graphremat.passes.flops import attention_flops, grouped_mm_flops
-from graphremat.passes.torch_private import kernel_metrics, many_recompilations
+from graphremat.passes.torch_private import compiled_graphs, kernel_metrics, many_recompilations
 
 STEP_SEED = 7
 """Random numbers of a step start here, the same for every contestant."""
@@ -127,6 +127,7 @@ class Track:
         row = new_row(contestant, self.workload.name, self.workload.size)
         is_eager = contestant.family.startswith("eager")
         kernels, reports = kernel_metrics()["generated_kernel_count"], len(graphremat.reports())
+        graphs = compiled_graphs()
         start = time.perf_counter()
         call = contestant.prepare(replace(self.workload, model=with_own_code(self.workload.model)))
         gradients = self._gradients(call)
@@ -139,7 +140,7 @@ class Track:
         del gradients
         if is_reference:
             self.allowed_error = max(MOST_GRADIENT_ERROR, 2 * error)
-        flops = self._recomputed_flops(contestant, call, is_eager)
+        flops = self._recomputed_flops(contestant, call, compiled_graphs() - graphs)
         peak = measure_peak(lambda: self.step(call), clear=self.clear)
         self.clear()
         row = replace(
@@ -163,14 +164,15 @@ class Track:
 
         return Ready(row, step)
 
-    def _recomputed_flops(
-        self, contestant: Contestant, call: Callable[..., Any], is_eager: bool
-    ) -> int | None:
-        if is_eager:
+    def _recomputed_flops(self, contestant: Contestant, call: Callable[..., Any], graphs: int) -> int | None:
+        """Of one step; None where it is made of several compiled graphs: who calls them how often is not known."""
+        if not graphs:
             with _counting() as counter:
                 self._gradients(call)
             return int(counter.get_total_flops() - self.eager_flops)
-        return None if contestant.flops is None else contestant.flops.compiled - contestant.flops.joint
+        if graphs > 1 or contestant.flops is None:
+            return None
+        return contestant.flops.compiled - contestant.flops.joint
 
     def race(
         self, contestants: Sequence[Contestant], rounds: int, tell: Callable[[str, Row], None]
@@ -279,16 +281,15 @@ def _counting() -> FlopCounterMode:
 
 
 def _told_by_reports(reports: Sequence[graphremat.Report]) -> dict[str, Any]:
-    """What our backend says of its graphs; peaks of several graphs are not sums, so they are only told of one."""
+    """What our backend says of its graphs; peaks of several are not sums, nor FLOPs of those that are called more than
+    once, so they are only told of one."""
     if not reports:
         raise RuntimeError("nothing was planned")
-    told: dict[str, Any] = {
-        "recomputed_flops": sum(report.recomputed_flops for report in reports),
-        "plan_seconds": sum(report.plan_seconds for report in reports),
-    }
+    told: dict[str, Any] = {"plan_seconds": sum(report.plan_seconds for report in reports)}
     if len(reports) == 1:
         (report,) = reports
         told |= {
+            "recomputed_flops": report.recomputed_flops,
             "budget_bytes": None if report.budget_bytes is None else report.budget_bytes - report.input_bytes,
             "planned_bytes": report.planned_peak_bytes - report.input_bytes,
             "generated_bytes": report.generated_peak_bytes - report.input_bytes,

@@ -113,6 +113,7 @@ from graphremat.passes.torch_private.tracing import (
     ShortenTraceback,
     aot_autograd,
     boxed,
+    compiled_graphs,
     compiled_node,
     disable_current_modes,
     ends_in_graph_break,

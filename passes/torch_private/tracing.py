@@ -159,3 +159,10 @@ def many_recompilations(limit: int = 256) -> None:
 
     config.recompile_limit = limit
     config.accumulated_recompile_limit = limit
+
+
+def compiled_graphs() -> int:
+    """How many graphs Dynamo has handed to backends in this process."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["stats"]["unique_graphs"])
