@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -235,7 +236,8 @@ def test_a_contest_is_measured_once(tmp_path: Path) -> None:
     assert by_name["eager, checkpoint every 1"].recomputed_flops == layers * product
     assert by_name["eager"].recomputed_flops == by_name[REFERENCE].recomputed_flops == 0
     lowest = by_name[f"{OURS} 0"]
-    assert (lowest.recomputed_flops or 0) % product == 0
+    assert lowest.recomputed_flops is not None
+    assert lowest.recomputed_flops % product == 0
     assert (lowest.peak_bytes or 0) <= (by_name[REFERENCE].peak_bytes or 0)
     assert lowest.generated_bytes == lowest.peak_bytes
     (found,) = verdicts_of(rows)
@@ -287,6 +289,11 @@ def test_who_breaks_a_graph_breaks_none_of_those_who_come_later() -> None:
     assert graphs > 1
     assert flops is None  # each block's graph is called once for each block, and again in the backward
     assert compiled(as_it_is) == (1, 0)
+
+
+def test_of_several_graphs_neither_peaks_nor_flops_are_added_up() -> None:
+    reports: Any = [SimpleNamespace(plan_seconds=1.0, recomputed_flops=8), SimpleNamespace(plan_seconds=2.0)]
+    assert race._told_by_reports(reports) == {"plan_seconds": 3.0}
 
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "benchmark.md"
