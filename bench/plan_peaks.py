@@ -1,18 +1,20 @@
 """``python -m bench.plan_peaks``: is the peak that ``graphremat.plan`` predicts the one that a run is measured to have?
 
-Plans every network under the budgets of ``python -m bench.keep_budget``, on fake tensors, and holds the predicted peaks
-against those that were measured there, everything counted. ``--into docs/planning.md`` writes the table between its
-marks. Code is generated here, but nothing is compiled or run. The exit code is 1 if a prediction is further off than
-promised.
+Plans every network under the budgets of ``python -m bench.keep_budget``, on fake tensors and for as many threads, and
+holds the predicted peaks against those that were measured there, everything counted. ``--into docs/planning.md`` writes
+the table between its marks. Code is generated here, but nothing is compiled or run. The exit code is 1 if a prediction
+is further off than promised.
 """
 
 import argparse
 import statistics
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import track
 
@@ -43,11 +45,23 @@ def off_by(row: Measurement) -> Off | None:
         return None
     case = NETWORKS[row.network].build(row.size)
     try:
-        planned = graphremat.plan(case.model, case.inputs, row.memory_budget, code=True)
+        with _threads(row.threads):
+            planned = graphremat.plan(case.model, case.inputs, row.memory_budget, code=True)
     except graphremat.BudgetInfeasible:
         return None
     replayed = planned.points[planned.chosen].peak_bytes
     return Off(planned.peak_bytes / row.measured_peak_bytes - 1, replayed / row.measured_peak_bytes - 1)
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Kernels on a CPU have scratch for every thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def table_of(found: dict[str, dict[str, Off | None]]) -> Iterator[str]:

@@ -7,15 +7,17 @@ are timed in turn. A line a plan: what the costs say of the step, and what it ta
 correlation (Spearman's) of the two, and how the fastest step and that of the loosest budget compare with torch's own
 backend. One JSON line a plan is added to ``--out``; ``--read`` measures nothing and shows what was measured last of
 each network there, and ``--into`` writes the lines of networks into a page. Where all plans take nearly the same time,
-noise decides their order: the table says as well how many of the pairs that are planned to be ``APART`` or more apart
-the clock orders as planned.
+noise decides their order: the table says as well how well the clock agrees with itself (the same correlation, of one
+half of the rounds with the other), and how many of the pairs that are planned to be ``APART`` or more apart it orders
+as planned.
 
 The C library is told to keep what is freed (:mod:`bench.malloc`).
 """
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import permutations
 from pathlib import Path
@@ -45,9 +47,12 @@ APART = 0.03
 
 @dataclass(frozen=True)
 class StepTime:
-    """One plan of one network; of torch's own backend there is no planned time. ``measured_seconds`` is the best of all
-    rounds, the median is what counts: of two compilations to the same code the best of 21 rounds were 4% and 3% apart,
-    the medians 1.4% and 0.0%."""
+    """One plan of one network; of torch's own backend there is no planned time.
+
+    ``measured_seconds`` is the best of all rounds; of two compilations to the same code the best of 21 rounds were 4%
+    and 3% apart, the medians 1.4% and 0.0%. What counts is ``over_round``, the median of its seconds over the mean of
+    all steps of the same round, which a machine that is slower for a while does not change.
+    """
 
     network: str
     size: str
@@ -61,21 +66,45 @@ class StepTime:
     threads: int
     compile_seconds: float | None = None
     """What the first step took beyond a later one's median, with an empty cache; None in rows of before 2026-11-27."""
+    over_round: float | None = None
+    """None in rows of before 2026-12-01, as of the next: there the median seconds count."""
+    halves_over_round: tuple[float, float] | None = None
+    """The same of every second round, and of the others."""
+
+    @property
+    def measured(self) -> float:
+        """What plans of one run are ordered by."""
+        return self.median_seconds if self.over_round is None else self.over_round
 
 
 def correlation(rows: Sequence[StepTime]) -> float:
     """Spearman's rank correlation of planned and measured seconds; 1.0 if all plans are planned to take the same."""
-    planned = [row.planned_seconds for row in rows if row.planned_seconds is not None]
-    measured = [row.median_seconds for row in rows if row.planned_seconds is not None]
-    if len(set(planned)) < 2:
-        return 1.0
-    return float(spearmanr(planned, measured).statistic)
+    plans = [row for row in rows if row.planned_seconds is not None]
+    return _correlation([row.planned_seconds for row in plans], [row.measured for row in plans])
+
+
+def correlation_of_halves(rows: Sequence[StepTime]) -> float | None:
+    """The same of one half of the rounds with the other; None where the halves were not kept."""
+    halves = [row.halves_over_round for row in rows if row.planned_seconds is not None]
+    if not halves or None in halves:
+        return None
+    return _correlation(*zip(*halves, strict=True))  # type: ignore[arg-type]
+
+
+def _correlation(ones: Sequence[float | None], others: Sequence[float]) -> float:
+    return 1.0 if len(set(ones)) < 2 else float(spearmanr(ones, others).statistic)
+
+
+def over_rounds(seconds: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Of every step and round, its seconds over the mean of all steps of that round."""
+    means = [statistics.fmean(taken) for taken in zip(*seconds.values(), strict=True)]
+    return {name: [s / mean for s, mean in zip(taken, means, strict=True)] for name, taken in seconds.items()}
 
 
 def ordered_alike(rows: Sequence[StepTime]) -> tuple[int, int]:
     """Of the pairs of plans whose planned times are ``APART`` or more apart: those that the clock orders alike, and
     all."""
-    planned = [(row.planned_seconds, row.median_seconds) for row in rows if row.planned_seconds is not None]
+    planned = [(row.planned_seconds, row.measured) for row in rows if row.planned_seconds is not None]
     pairs = [(a, b) for a, b in permutations(planned, 2) if b[0] >= (1 + APART) * a[0]]
     return sum(b[1] > a[1] for a, b in pairs), len(pairs)
 
@@ -110,13 +139,21 @@ def measure(
         once = sum(timing.min_seconds for timing in time_interleaved(steps, rounds=1).values())
         rounds = max(FEWEST_ROUNDS, int(TIMED_SECONDS / once))
     times = time_interleaved(steps, rounds=rounds)
-    return [
-        StepTime(
-            network, size, kind, fraction, seconds, times[name].min_seconds, times[name].median_seconds,
-            times[name].spread_seconds, sources, torch.get_num_threads(), first[name] - times[name].median_seconds,
+    relative = over_rounds({name: timing.seconds for name, timing in times.items()})
+    found = []
+    for name, (kind, fraction, seconds) in planned.items():
+        timing, ratios = times[name], relative[name]
+        halves = (
+            (statistics.median(ratios[::2]), statistics.median(ratios[1::2])) if len(ratios) > 1 else None
         )
-        for name, (kind, fraction, seconds) in planned.items()
-    ]  # fmt: skip
+        found.append(
+            StepTime(
+                network, size, kind, fraction, seconds, timing.min_seconds, timing.median_seconds,
+                timing.spread_seconds, sources, torch.get_num_threads(), first[name] - timing.median_seconds,
+                statistics.median(ratios), halves,
+            )
+        )  # fmt: skip
+    return found
 
 
 def latest(rows: Sequence[StepTime]) -> list[StepTime]:
@@ -145,20 +182,22 @@ def plans_table(rows: Sequence[StepTime]) -> Table:
 def networks_table(rows: Sequence[StepTime]) -> list[str]:
     """A line a network and kind of costs, as lines of Markdown."""
     head = (
-        "network", "costs", "plans", "rank correlation", "pairs in order", "fastest over `torch.compile`",
-        "loosest budget over it",
+        "network", "costs", "plans", "rank correlation", "clock with itself", "pairs in order",
+        "fastest over `torch.compile`", "loosest budget over it",
     )  # fmt: skip
     lines = []
     for network in dict.fromkeys(row.network for row in rows):
         own = [row for row in rows if row.network == network]
-        torchs = [row.median_seconds for row in own if row.costs == TORCH]
+        torchs = [row.measured for row in own if row.costs == TORCH]
         for kind in dict.fromkeys(row.costs for row in own if row.costs != TORCH):
             of_kind = [row for row in own if row.costs == kind]
-            fastest = min(row.median_seconds for row in of_kind)
-            loosest = max(of_kind, key=lambda row: row.fraction or 0.0).median_seconds
+            fastest = min(row.measured for row in of_kind)
+            loosest = max(of_kind, key=lambda row: row.fraction or 0.0).measured
             ratios = [f"{ours / torchs[0]:.3f}" if torchs else "-" for ours in (fastest, loosest)]
             right, pairs = ordered_alike(of_kind)
-            counts = str(len(of_kind)), f"{correlation(of_kind):.2f}", f"{right} of {pairs}"
+            itself = correlation_of_halves(of_kind)
+            agreement = "-" if itself is None else f"{itself:.2f}"
+            counts = str(len(of_kind)), f"{correlation(of_kind):.2f}", agreement, f"{right} of {pairs}"
             lines.append((network, kind, *counts, *ratios))
     return markdown.table_of(head, lines)
 

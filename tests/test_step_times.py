@@ -7,7 +7,16 @@ from pathlib import Path
 import pytest
 
 from bench import cold_compile, step_times
-from bench.step_times import TORCH, StepTime, correlation, latest, networks_table, ordered_alike
+from bench.step_times import (
+    TORCH,
+    StepTime,
+    correlation,
+    correlation_of_halves,
+    latest,
+    networks_table,
+    ordered_alike,
+    over_rounds,
+)
 
 
 def row(planned: float | None, measured: float) -> StepTime:
@@ -22,6 +31,22 @@ def row(planned: float | None, measured: float) -> StepTime:
 def test_the_ranks_are_compared(measured: tuple[float, ...], expected: float) -> None:
     rows = [row(None, 9.0), *(row(1.0 + k, taken) for k, taken in enumerate(measured))]
     assert correlation(rows) == pytest.approx(expected)
+
+
+def test_a_machine_that_is_slow_for_a_round_changes_no_order() -> None:
+    slow_at_last = {"a": [1.0, 1.0, 3.0], "b": [1.1, 1.1, 3.3]}
+    assert over_rounds(slow_at_last) == {
+        name: pytest.approx([taken / 2.1] * 3) for name, taken in (("a", 2.0), ("b", 2.2))
+    }
+    rows = [replace(row(1.0, 5.0), over_round=0.9), replace(row(2.0, 4.0), over_round=1.1)]
+    assert correlation(rows) == pytest.approx(1.0)
+
+
+def test_the_clock_is_held_against_itself() -> None:
+    rows = [replace(row(1.0, 1.0), halves_over_round=(k, -k)) for k in (1.0, 2.0, 3.0)]
+    assert correlation_of_halves([row(None, 1.0), *rows]) == pytest.approx(-1.0)
+    assert correlation_of_halves([*rows, row(1.0, 1.0)]) is None
+    assert [line.split("|")[5].strip() for line in networks_table(rows)[2:]] == ["-1.00"]
 
 
 def test_plans_that_are_planned_alike_are_in_no_wrong_order() -> None:
@@ -56,6 +81,7 @@ def test_a_run_from_network_to_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [r["fraction"] for r in rows] == [1.0, 0.5, 0.0]
     assert all(r["measured_seconds"] > 0 and r["planned_seconds"] > 0 for r in rows)
     assert rows[0]["planned_seconds"] <= rows[-1]["planned_seconds"]
+    assert sum(r["over_round"] for r in rows) == pytest.approx(len(rows))
     printed = capsys.readouterr().out
     assert "rank correlation" in printed
     page = tmp_path / "page.md"
