@@ -215,6 +215,41 @@ def test_what_the_descent_finds_competes_on_the_frontier(monkeypatch: pytest.Mon
     assert plan_frontier(problem).candidates[-1] is lowest
 
 
+def test_a_graph_that_is_too_large_for_the_search_is_descended_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    problems = [random_problem(seed, least=40, most=60) for seed in range(6)]
+    monkeypatch.setattr(planner, "SEARCH_WORK", 0)
+
+    def lowest() -> list[int]:
+        return [plan_frontier(problem).candidates[-1].replay.peak_bytes for problem in problems]
+
+    down = lowest()
+    monkeypatch.setattr(planner, "LARGE_DESCENT_WORK", 0)
+    stayed = lowest()
+    assert all(d <= s for d, s in zip(down, stayed, strict=True))
+    assert down != stayed
+
+
+@pytest.mark.parametrize("effort", [0.0, 0.1])
+def test_with_less_than_the_usual_effort_nothing_more_is_descended(
+    effort: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    begin = Search.__init__
+
+    def counting(search: Search, problem: Problem, *, most_looks: int, **keywords: Any) -> None:
+        begin(search, problem, most_looks=most_looks, **keywords)
+        looked.append(most_looks)
+
+    monkeypatch.setattr(Search, "__init__", counting)
+    monkeypatch.setattr(planner, "SEARCH_WORK", 0)
+    plan_frontier(chain(12), effort=effort)
+    assert set(looked) == {0}
+    plan_frontier(chain(12))
+    assert max(looked) > 0
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_neighbours_that_are_kept_change_no_plan(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = random_problem(seed, least=20, most=30)
