@@ -45,7 +45,7 @@ def off_by(row: Measurement) -> Off | None:
         return None
     case = NETWORKS[row.network].build(row.size)
     try:
-        with _threads(row.threads):
+        with threads(row.threads):
             planned = graphremat.plan(case.model, case.inputs, row.memory_budget, code=True)
     except graphremat.BudgetInfeasible:
         return None
@@ -54,8 +54,8 @@ def off_by(row: Measurement) -> Off | None:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
-    """Kernels on a CPU have scratch for every thread."""
+def threads(number: int) -> Iterator[None]:
+    """Plan for so many threads: kernels on a CPU have scratch for each."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

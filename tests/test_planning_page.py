@@ -43,13 +43,11 @@ def test_the_table_of_planned_peaks_is_of_what_was_measured_last() -> None:
 def test_a_prediction_is_held_against_the_measured_peak_for_as_many_threads_as_were_measured() -> None:
     measured = latest(read_results(RESULTS))["dropout_gpt"]
     row = next(row for row in measured if row.label == "none")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(row.threads + 1)
-    try:
+    before = torch.get_num_threads()
+    with plan_peaks.threads(row.threads + 1):
         found = plan_peaks.off_by(row)
         assert torch.get_num_threads() == row.threads + 1
-    finally:
-        torch.set_num_threads(threads)
+    assert torch.get_num_threads() == before
     assert found is not None
     assert abs(found.code) < 1e-5
     assert abs(found.replay) <= plan_peaks.MOST_OFF
