@@ -95,6 +95,7 @@ def test_results_that_are_written_out_stay_so() -> None:
 def test_the_planner_crosses_plans(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of large graphs, where the local search looks at little."""
     monkeypatch.setattr(planner, "SEARCH_WORK", 0)
+    monkeypatch.setattr(planner, "GAP_WORK", 0)
     problem = random_problem(seed, least=40, most=60)
     ours = list(plan_frontier(problem, most=1000).candidates)
     monkeypatch.setattr(planner, "MOST_CROSSINGS", 0)
