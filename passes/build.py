@@ -25,7 +25,9 @@ from graphremat.passes.traffic import JoinedReads
 OVERWRITTEN = "a kernel of the user's own writes its result over it"
 PART_OPS = frozenset({"aten.select", "aten.slice"})
 """Views of a part of their operand's elements."""
-HEAVY_OPS = frozenset({"aten.exp", "aten.sigmoid"})
+HEAVY_OPS = frozenset(
+    {f"aten.{name}" for name in ("exp", "log", "log10", "log1p", "log2", "sigmoid", "tanh")}
+)
 """Inductor gives these a buffer on the CPU when they have several readers (``StorageBox.should_realize_on_reuse``)."""
 
 

@@ -22,7 +22,7 @@ the buffers it stands for, which live on until then.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -241,19 +241,31 @@ Fused: TypeAlias = dict[int, Sequence[int]]
 
 
 def _fuse(tape: _Tape) -> Fused:
-    """Find out which buffers do not exist."""
-    fused = _join(tape)
-    written_out = _read_elsewhere(tape, fused)
-    for buffer in written_out:
-        tape.pinned[buffer] = True
-    return _join(tape) if written_out else fused
+    """Find out which buffers do not exist.
+
+    Inductor decides on a buffer when it comes to a value, before it knows what shares a kernel with what, and counts it
+    as one where it is read; one that no other kernel reads is dropped in the end.
+    """
+    asked = _asked_for(tape)
+    if asked:
+        for buffer in _read_elsewhere(tape, asked, _join(tape, asked)):
+            tape.pinned[buffer] = True
+    return _join(tape)
 
 
-def _read_elsewhere(tape: _Tape, fused: Fused) -> list[int]:
-    """The buffers of ops that are written out for readers in other kernels, be it through values that do not exist."""
-    asked = [(buffer, level) for _, op, buffer, _, level in tape.pointwise if tape.written_out[op]]
-    if not asked:
-        return []
+def _asked_for(tape: _Tape) -> dict[int, int]:
+    """The level of each pointwise op whose result gets a buffer if another kernel reads it: those that are written out,
+    and those of several readers that are not to be repeated in each."""
+    reads_many = tape.problem.table.reads_many
+    return {
+        buffer: level
+        for _, op, buffer, _, level in tape.pointwise
+        if tape.written_out[op] or (reads_many[op] and len(tape.reader_levels[buffer]) > 1)
+    }
+
+
+def _read_elsewhere(tape: _Tape, asked: Mapping[int, int], fused: Fused) -> list[int]:
+    """The buffers asked for that have readers in other kernels, be it through values that do not exist."""
     farthest: dict[int, int] = {}
     """For each buffer, the highest level of what reads it through values that do not exist."""
     for _, buffers, made in reversed(tape.reads):
@@ -261,19 +273,19 @@ def _read_elsewhere(tape: _Tape, fused: Fused) -> list[int]:
             level = max((farthest.get(made, 0), *tape.reader_levels[made]))
             for buffer in buffers:
                 farthest[buffer] = max(farthest.get(buffer, 0), level)
-    return [b for b, level in asked if max((farthest.get(b, 0), *tape.reader_levels[b])) > level]
+    return [b for b, level in asked.items() if max((farthest.get(b, 0), *tape.reader_levels[b])) > level]
 
 
-def _join(tape: _Tape) -> Fused:
-    """The buffers that do not exist, were no op's result written out for other kernels."""
-    pinned, reader_levels, reads_many = tape.pinned, tape.reader_levels, tape.problem.table.reads_many
+def _join(tape: _Tape, written: Container[int] = ()) -> Fused:
+    """The buffers that do not exist if those ``written`` do."""
+    pinned, reader_levels = tape.pinned, tape.reader_levels
     inputs_of = tape.problem.table.inputs
     fused: Fused = {}
     inputs: dict[int, int] = {}
     """For each buffer that does not exist, the inputs that its readers read in its place: a bit each."""
     stands_for: Sequence[int]
     for _, op, buffer, read, level in tape.pointwise:
-        if pinned[buffer]:
+        if pinned[buffer] or buffer in written:
             continue
         stands_for, outside = read, inputs_of[op]
         for source in read:
@@ -283,8 +295,7 @@ def _join(tape: _Tape) -> Fused:
                     outside |= inputs.get(inner, 0)
                 break
         levels = reader_levels[buffer]
-        heavy = reads_many[op] or len(stands_for) + outside.bit_count() > MANY_READS
-        if heavy and len(levels) > 1 and max(levels) > level:
+        if len(levels) > 1 and len(stands_for) + outside.bit_count() > MANY_READS and max(levels) > level:
             continue
         fused[buffer] = stands_for
         inputs[buffer] = outside

@@ -42,8 +42,10 @@ class Account:
         asked = [
             made[0]
             for op, made in zip(self.step, self.made, strict=True)
-            if made and (op.written_out or op.name in written)
+            if made
+            and (op.written_out or op.name in written or (op.reads_many and len(self.readers(made[0])) > 1))
         ]
+        self.written_out = set(asked)
         self.written_out = {b for b in asked if self.is_read_elsewhere(b)}
 
     def is_read_elsewhere(self, buffer: Buffer) -> bool:
@@ -112,7 +114,7 @@ class Account:
             self._is_kernel(r) for r in readers
         ):
             return True
-        heavy = op.reads_many or len(self.stands_for(buffer)) + len(self.inputs_for(buffer)) > MANY_READS
+        heavy = len(self.stands_for(buffer)) + len(self.inputs_for(buffer)) > MANY_READS
         behind = any(
             self.levels[r] != self.levels[buffer.position] or self.fenced(buffer, r) for r in readers
         )
