@@ -97,8 +97,10 @@ def test_gradients_around_residual_blocks_are_written_out_and_images_lie_in_one_
     assert planned(case.model, case.inputs, **lowest).generated_peak_bytes > 1.1 * report.generated_peak_bytes
 
 
-def test_the_gradient_of_a_group_norm_is_in_memory_once() -> None:
-    """It is computed in groups of channels, and the convolution before it reads it as an image."""
+def test_the_gradient_of_a_group_norm_is_in_memory_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is computed in groups of channels, and the convolution before it reads it as an image. With the gaps searched,
+    a plan is found by whose peak the gradient no longer stands."""
+    monkeypatch.setattr(planner, "GAP_WORK", 0)
     case = NETWORKS["unet"].build("tiny")
     report = planned(case.model, case.inputs, memory_budget=0.0, device_costs="A100-40GB")
     assert report.generated_peak_bytes <= 1.01 * report.planned_peak_bytes
