@@ -13,13 +13,15 @@ kernel, what it is made of would live on until then.
 
 A reduction over a few elements Inductor computes anew in what reads it. Where that is behind another kernel, all that
 is reduced would live until then: the gradient of a bias that all layers add to their attention is the sum of what each
-layer gives, and all of these would be summed over the batch at the end only.
+layer gives, and all of these would be summed over the batch at the end only; the places of the largest in a pooling
+that the backward runs again are looked for in its whole input when the gradient comes.
 
 What is concatenated Inductor computes in its place of the whole. If it is read before, or again when nobody needs the
 whole any more, the whole would live as long as its part. So it gets a buffer of its own, if it has one in the plan, or
 else is computed for the whole alone and again for the others.
 """
 
+import operator
 from collections.abc import Collection, Iterator, Sequence
 
 import torch
@@ -70,18 +72,20 @@ def keep_buffers(module: fx.GraphModule) -> None:
         if not isinstance(val, torch.Tensor) or not node.users:
             continue
         is_image = channels_move and val.dim() == 4
-        if is_image and not any(user.target in CONVOLUTIONS for user in node.users):
+        reduction = _reduction_behind(node)
+        is_read_as_image = is_image and any(user.target in CONVOLUTIONS for user in node.users)
+        if is_image and not is_read_as_image and reduction is None:
             continue
-        if kind is Kind.VIEW:
+        if kind is Kind.VIEW and reduction is None:
             if is_image and _shows_no_buffer(node):
                 node.meta[WRITE_OUT] = CHANNELS_LAST
             continue
         if kind is not Kind.FUSIBLE:
-            if is_image and len(node.users) > 1:  # has a buffer anyway
+            if is_read_as_image and len(node.users) > 1:  # has a buffer anyway
                 node.meta[WRITE_OUT] = CHANNELS_LAST
             elif (
-                kind is Kind.REDUCTION
-                and max(map(_bytes_of, node.all_input_nodes), default=0) >= worth_it
+                reduction is not None
+                and max(map(_bytes_of, reduction.all_input_nodes), default=0) >= worth_it
                 and any(before.get(reader, kernels) > before[node] for reader in _readers(node))
             ):
                 node.meta[WRITE_OUT] = ANY_ORDER
@@ -95,6 +99,12 @@ def keep_buffers(module: fx.GraphModule) -> None:
                 node.meta[REALIZE] = True
     _keep_parts_apart(calls)
     _keep_traced_orders(calls)
+
+
+def _reduction_behind(node: fx.Node) -> fx.Node | None:
+    """The reduction that a node is, or one of whose results it is; None for any other node."""
+    source = node.args[0] if node.target is operator.getitem else node
+    return source if isinstance(source, fx.Node) and problem_kind(source) is Kind.REDUCTION else None
 
 
 def _shows_no_buffer(view: fx.Node) -> bool:
