@@ -74,7 +74,7 @@ def keep_buffers(module: fx.GraphModule) -> None:
         is_image = channels_move and val.dim() == 4
         reduction = _reduction_behind(node)
         is_read_as_image = is_image and any(user.target in CONVOLUTIONS for user in node.users)
-        if is_image and not is_read_as_image and reduction is None:
+        if is_image and not is_read_as_image and reduction in (None, node):
             continue
         if kind is Kind.VIEW and reduction is None:
             if is_image and _shows_no_buffer(node):
