@@ -168,7 +168,7 @@ class _Reader:
                 seconds=self._measured.get(node, seconds),
                 fused_seconds=cost.fused_seconds * self._times_computed.get(node, 1.0),
                 flops=cost.flops,
-                reads_many=op_name(node) in HEAVY_OPS or is_mask(node),
+                reads_many=(self._code_for_cpu and op_name(node) in HEAVY_OPS) or is_mask(node),
                 written_out=replays_from_seed(node),
                 relays=_relays(node),
                 scratch_bytes=self._scratch_bytes(node) if kind is Kind.KERNEL else 0,
