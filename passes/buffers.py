@@ -55,7 +55,7 @@ def keep_buffers(module: fx.GraphModule) -> None:
 
     Where there are convolutions, Inductor chooses the order of an image's channels: those that a convolution reads get
     their buffers in that order, views of what has none included, so that it need not copy them, and the others are left
-    alone.
+    alone, but for the results of a reduction that gives several.
     """
     calls = [node for node in module.graph.nodes if node.op == "call_function"]
     channels_move = any(node.target in CONVOLUTIONS for node in calls)

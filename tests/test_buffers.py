@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 import graphremat
 from bench.networks import NETWORKS
+from bench.plan_peaks import threads
 from bench.uncompiled import planned
 from graphremat import candidates, lowering
 from graphremat.passes import planner
@@ -375,16 +376,12 @@ def test_the_places_of_the_largest_are_written_where_a_pooling_is_made() -> None
     assert [(node.args[1], node.meta["val"].dtype) for node in written] == [(1, torch.int8)]
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-def test_a_plan_that_pools_again_takes_what_its_code_takes(threads: int) -> None:
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_plan_that_pools_again_takes_what_its_code_takes(number: int) -> None:
     """The two plans of lowest peak differ; by one of them the pooling is run again long before its gradient."""
     case = NETWORKS["unet"].build("tiny")
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(number):
         report = planned(case.model, case.inputs, memory_budget=0.0, device_costs="A100-40GB")
-    finally:
-        torch.set_num_threads(before)
     assert report.generated_peak_bytes <= report.planned_peak_bytes
 
 
