@@ -122,7 +122,8 @@ class Forecast:
         return self.peak_bytes <= usable_bytes(self.device)
 
     def within(self, budget_bytes: int) -> "Forecast | None":
-        """The same under the fastest plan with a peak of at most so many bytes; None if there is none."""
+        """The same under the plan that is taken for a peak of at most so many bytes: torch's own if it is under, else
+        the fastest that is. None if there is none."""
         place = next((k for k, point in enumerate(self.points) if point.peak_bytes <= budget_bytes), None)
         return None if place is None else replace(self, chosen=place, budget_bytes=budget_bytes)
 
