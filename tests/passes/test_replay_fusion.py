@@ -294,6 +294,28 @@ def test_what_stands_for_many_buffers_gets_one_if_a_reader_lies_behind_a_kernel(
         assert ("total" in names) == (count > MANY_READS and behind)
 
 
+def test_what_is_asked_for_counts_as_one_where_it_is_read() -> None:
+    for reads_many in (False, True):
+        b = Builder()
+        x = b.input("x", 1)
+        parts = [b.op(f"part{n}", [x], Kind.KERNEL, Phase.FORWARD, size_bytes=10) for n in range(MANY_READS)]
+        heavy = b.op("heavy", parts, Kind.FUSIBLE, Phase.FORWARD, size_bytes=100)
+        total = b.op("total", [heavy, x], Kind.FUSIBLE, Phase.FORWARD, size_bytes=100)
+        first = b.op("first", [total, heavy], Kind.REDUCTION, Phase.FORWARD, size_bytes=1)
+        other = b.op("other", [first], Kind.KERNEL, Phase.FORWARD, size_bytes=1)
+        second = b.op("second", [total, other], Kind.REDUCTION, Phase.FORWARD, size_bytes=1)
+        t = b.tangent("t", 0)
+        g = b.op("g", [t], Kind.KERNEL, Phase.BACKWARD, size_bytes=1)
+        problem = b.build([second], [g])
+        asking = tuple(replace(op, reads_many=reads_many and op.name == "heavy") for op in problem.ops)
+        problem = replace(problem, ops=asking)
+        plan = schedule(problem, [])
+        run = replay(problem, plan)
+        Account(problem, plan).check(run)
+        names = {problem.storages[s].name for s, _, _ in run.lifetimes}
+        assert names & {"heavy", "total"} == ({"heavy"} if reads_many else {"total"})
+
+
 def test_views_keep_to_the_buffer_that_they_were_made_of() -> None:
     b = Builder(fuses=False)
     x = b.input("x", 1)
