@@ -147,6 +147,8 @@ class _Reader:
         lies_in_result = self._lies_in_the_result(node)
         most_read = None if self._joined_reads is None else self._joined_reads.bytes_read(node, kind)
         cost = op_cost(node, self._device, self._hint, most_read=most_read)
+        args, copies = self._handed_over(node)
+        copying = sum(copy_seconds(copy, self._device, self._hint) for copy in copies)
         seconds = cost.seconds + packing
         if isinstance(val, torch.Tensor) and self._is_a_part(node, kind):
             kind, writes = Kind.FUSIBLE, self._part(node, val)
@@ -165,13 +167,13 @@ class _Reader:
                 writes=tuple(writes),
                 kind=kind,
                 phase=phase,
-                seconds=self._measured.get(node, seconds),
+                seconds=self._measured.get(node, seconds) + copying,
                 fused_seconds=cost.fused_seconds * self._times_computed.get(node, 1.0),
                 flops=cost.flops,
                 reads_many=(self._code_for_cpu and op_name(node) in HEAVY_OPS) or is_mask(node),
                 written_out=replays_from_seed(node),
                 relays=_relays(node),
-                scratch_bytes=self._scratch_bytes(node) if kind is Kind.KERNEL else 0,
+                scratch_bytes=self._scratch_bytes(node, args, copies) if kind is Kind.KERNEL else 0,
                 keep=self._joint.keep.get(node, ""),
                 unsavable=self._joint.unsavable.get(node, OVERWRITTEN if lies_in_result else ""),
             )
@@ -279,17 +281,25 @@ class _Reader:
         )
         return problem, index
 
-    def _scratch_bytes(self, node: fx.Node) -> int:
-        """What the op allocates for itself; 0 where its sizes are symbolic."""
+    def _handed_over(self, node: fx.Node) -> tuple[Sequence[Any] | None, list[torch.Tensor]]:
+        """What the op is called with, None where its sizes are symbolic; and what is copied for it before."""
         args = self._known_args(node)
+        if args is None or str(node.target) not in CONVOLUTIONS:
+            return args, []
+        if not (self._on_cpu and self._fuses and self._runs_here):
+            return args, []
+        held = [isinstance(a, fx.Node) and a.op == "placeholder" for a in node.args]
+        return channels_last(args, held)
+
+    def _scratch_bytes(
+        self, node: fx.Node, args: Sequence[Any] | None, copies: Sequence[torch.Tensor]
+    ) -> int:
+        """What the op allocates for itself, and what is copied for it; 0 where its sizes are symbolic."""
         if args is None:
             return 0
-        name, copied = str(node.target), 0
-        if name in CONVOLUTIONS and self._on_cpu and self._fuses and self._runs_here:
-            held = [isinstance(a, fx.Node) and a.op == "placeholder" for a in node.args]
-            args, copied = channels_last(args, held)
         device_type = "cpu" if self._on_cpu else "cuda"
-        return copied + scratch_bytes(name, args, device_type, probes=self._runs_here)
+        inside = scratch_bytes(str(node.target), args, device_type, probes=self._runs_here)
+        return inside + sum(copy.nbytes for copy in copies)
 
     def _spare_bytes(self, node: fx.Node) -> int:
         args = self._known_args(node)

@@ -36,9 +36,9 @@ CONVOLUTIONS = ("aten.convolution.default", "aten.convolution_backward.default")
 _MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
-def channels_last(args: Sequence[Any], held: Sequence[bool]) -> tuple[list[Any], int]:
-    """The operands of a convolution as Inductor's code for the CPU hands them over, and the bytes of the copies that it
-    makes for that.
+def channels_last(args: Sequence[Any], held: Sequence[bool]) -> tuple[list[Any], list[torch.Tensor]]:
+    """The operands of a convolution as Inductor's code for the CPU hands them over, and those of them that it copies for
+    that.
 
     Images and weights lie channels last there (``GraphLowering.decide_layout_opt``). What the graph computes is written
     in that order to begin with; what the caller holds is copied before each convolution, and again in the backward.
@@ -47,14 +47,15 @@ def channels_last(args: Sequence[Any], held: Sequence[bool]) -> tuple[list[Any],
         args: the operands, of which only shapes, strides and dtypes are read.
         held: of each, whether the caller holds it.
     """
-    made, copied_bytes = list(args), 0
+    made, copies = list(args), []
     for place, arg in enumerate(args):
         order = _MEMORY_FORMATS.get(arg.dim()) if isinstance(arg, torch.Tensor) else None
         if order is None or arg.is_contiguous(memory_format=order):
             continue
         made[place] = torch.empty(arg.shape, dtype=arg.dtype, device="meta").contiguous(memory_format=order)
-        copied_bytes += arg.numel() * arg.element_size() if held[place] else 0
-    return made, copied_bytes
+        if held[place]:
+            copies.append(made[place])
+    return made, copies
 
 
 def scratch_bytes(op_name: str, args: Sequence[Any], device_type: str = "cpu", *, probes: bool = True) -> int:
