@@ -17,8 +17,9 @@ from bench.uncompiled import planned
 from graphremat import candidates, lowering
 from graphremat.passes import planner
 from graphremat.passes.buffers import REALIZE, keep_buffers, moves_a_kernel
+from graphremat.passes.costs import copy_seconds
 from graphremat.passes.problem import Kind, Phase, Problem
-from graphremat.passes.scratch import channels_last
+from graphremat.passes.scratch import CONVOLUTIONS, channels_last
 from graphremat.passes.torch_private import APART, WRITE_OUT, FakeTensorMode
 from graphremat.tracing import trace_step
 
@@ -432,3 +433,24 @@ def test_what_the_caller_holds_is_copied_for_a_convolution() -> None:
     assert copies == [made[1]]
     assert [t.shape for t in channels_last([image, weight], [True, True])[1]] == [image.shape, weight.shape]
     assert channels_last([made[0], pointwise], [True, True]) == ([made[0], pointwise], [])
+
+
+def test_the_copy_of_a_weight_is_priced_where_the_convolution_runs() -> None:
+    class Convolved(nn.Module):
+        def __init__(self, *, held: bool) -> None:
+            super().__init__()
+            self.weight, self.held = nn.Parameter(torch.randn(64, 32, 3, 3)), held
+
+        def forward(self, image: Tensor) -> Tensor:
+            weight = self.weight if self.held else self.weight * 2.0
+            return nn.functional.conv2d(image * 2.0, weight).sum()
+
+    image = torch.randn(4, 32, 16, 16)
+    held, computed = (graphremat.plan(Convolved(held=held), (image,), code=False) for held in (True, False))
+    weight = torch.empty(64, 32, 3, 3, device="meta")
+    for target in CONVOLUTIONS:
+        of_held, of_computed = (
+            next(op for op in forecast.problem.ops if op.target == target) for forecast in (held, computed)
+        )
+        assert of_held.scratch_bytes == of_computed.scratch_bytes + weight.nbytes
+        assert of_held.seconds == pytest.approx(of_computed.seconds + copy_seconds(weight, held.device))
