@@ -198,8 +198,8 @@ def time_interleaved(
 
     A step takes up to 1.4% less behind another run of itself, and some tenths of a percent more or less behind one than
     behind another, by what that leaves in the caches: with a fixed order each would always have the same one before it.
-    The draw is the same every time. The garbage collector is off while steps run, and CUDA work is waited for where CUDA
-    is in use.
+    The draw is the same every time. The garbage collector is off while steps run, and CUDA work is waited for where
+    CUDA is in use.
 
     Args:
         steps: the contestants by name; each call is one step, clearing of its own gradients included.

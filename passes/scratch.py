@@ -37,8 +37,7 @@ _MEMORY_FORMATS = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def channels_last(args: Sequence[Any], held: Sequence[bool]) -> tuple[list[Any], list[torch.Tensor]]:
-    """The operands of a convolution as Inductor's code for the CPU hands them over, and those of them that it copies for
-    that.
+    """The operands of a convolution as Inductor's code for the CPU hands them over, and those that it copies for that.
 
     Images and weights lie channels last there (``GraphLowering.decide_layout_opt``). What the graph computes is written
     in that order to begin with; what the caller holds is copied before each convolution, and again in the backward.
