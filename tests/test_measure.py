@@ -2,6 +2,8 @@
 
 import math
 import time
+from functools import partial
+from itertools import pairwise, permutations
 
 import pytest
 import torch
@@ -166,6 +168,15 @@ class TestTiming:
             assert timing.min_seconds == min(timing.seconds) <= timing.median_seconds
             assert timing.spread_seconds >= 0.0
             assert len(timing.seconds) == 12
+
+    def test_each_step_runs_behind_each_other(self) -> None:
+        order: list[str] = []
+        steps = {name: partial(order.append, name) for name in "abc"}
+        time_interleaved(steps, rounds=30, warmup=0)
+        rounds = list(zip(order[::3], order[1::3], order[2::3], strict=True))
+        assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
+        behind = {pair for names in rounds for pair in pairwise(names)}
+        assert behind == set(permutations("abc", 2))
 
     def test_one_round_has_no_spread(self) -> None:
         timing = time_interleaved({"only": lambda: None}, rounds=1, warmup=0)["only"]
